@@ -16,7 +16,7 @@ FLAVOURS = {
 if BUILD not in FLAVOURS:
     raise SystemExit(f"TT_BUILD is {BUILD!r}: it must be one of {', '.join(FLAVOURS)}")
 FLAGS = FLAVOURS[BUILD]
-SOURCES = [name for name in sorted(glob("ext/*")) if name.endswith((".pyx", ".pxd", ".h"))]
+SOURCES = [name for name in sorted(glob("ext/*")) if name.endswith((".pyx", ".pxd", ".pxi", ".h"))]
 
 core = Extension(
     "tt._core",
@@ -38,9 +38,6 @@ setup(
             "cdivision": True,
             "wraparound": False,
             "boundscheck": BUILD != "release",
-            "warn.undeclared": True,
-            "warn.unused": True,
-            "warn.maybe_uninitialized": True,
         },
     )
 )

@@ -1,0 +1,1233 @@
+"""tt._core: the event loop, compiled.  It reads like the life of a connection:
+
+    accept -> gate -> read -> frame -> dispatch -> write -> close -> expire        class Server last
+
+Rules.  The thread blocks in epoll_wait and nowhere else.  Epoll is edge-triggered: an edge marks a connection readable or
+writable, and the mark stays until the socket said that it has no more, so whoever hits a bound waits on the ready queue
+and not for an edge that will not come again.  The GIL is taken to hand whole frames of an accepted source to the
+application, and once a turn to tell it of new and ended time-outs; everything else is `noexcept nogil` C.  A connection
+owns memory only while it holds a partial frame or unsent output.  Functions that may close the connection return whether
+it is still open.  It must not know what a tape is, what a message says, or how anything is encrypted.
+"""
+
+import os
+from collections import namedtuple
+from ipaddress import ip_address
+from socket import AF_INET as FAMILY_V4, AF_INET6 as FAMILY_V6, inet_ntop
+from types import MappingProxyType
+from typing import NamedTuple
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
+from libc.string cimport memcpy, memset
+
+from budget cimport (
+    budget, budget_claim, budget_hello, budget_release, budget_table, budget_version, budgets_free, budgets_init,
+)
+from chain cimport NONE, chain, chain_append, chain_clear, chain_remove, link
+from frame cimport (
+    DATA, DATA_LEAST, DATA_MOST, DATA_MOST_GUEST, FRAME_MORE, FRAME_WHOLE, HEADER, HELLO, HELLO_LEAST, HELLO_MOST,
+    PROTOCOL_VERSION, REFUSE, TAG, WELCOME, frame_verdict,
+)
+from linux cimport (
+    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLET, EPOLLHUP,
+    EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC, SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    accept4, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, monotonic_ns, ntohl, ntohs, read, recv,
+    send, set_linger, shutdown, sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in,
+    sockaddr_in6, sockaddr_storage, socklen_t,
+)
+from names cimport (
+    R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_PEER_CLOSED, R_SHUTDOWN, R_SILENT, R_SLOW_READER,
+    R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE, S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING,
+    STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
+)
+from source cimport (
+    NO_SLOT, index_drop, index_find, index_free, index_init, index_put, source_from_v4, source_from_v6, source_hash,
+    source_index, source_is_link_local, source_is_v4, source_key,
+)
+from timeout_table cimport (
+    DAY, LONGEST, NEVER, entry_is_sane, slot_is_known, slot_save, table_add, table_clock, table_expire, table_find,
+    table_free, table_init, table_next, table_remove, table_restore, timeout_entry, timeout_slot, timeout_table,
+)
+
+include "faces.pxi"
+
+# A new time-out, as the application is told: its source, reason, length in ns (0: nobody was timed out, because the
+# source is exempt or the server only observes), how often before, whether exempt, and up to 32 of its first bytes.
+TimedOut = namedtuple("TimedOut", "source reason length before exempt first")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the loop is made of
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    EVENTS_PER_TURN = 512
+    EXPIRIES_PER_TURN = 256     # deadlines that may close connections in one turn
+    SOURCES_LEAST = 65536       # whose budgets are remembered
+    RECORDS = 1024              # new or ended time-outs that wait for the end of the turn
+    FIRST_BYTES = 32            # how many of a stranger's bytes the log may show
+    ACCEPT_PAUSE = 100_000_000  # ns without accept() when descriptors or memory ran out and nobody could be closed
+    VERSION_WINDOW = 60_000_000_000
+    REFUSE_INTERVAL = 1_000_000_000
+    TICK = 1_000_000_000
+    STOP_DEADLINE = 3_000_000_000
+    LISTENER = 0xFFFFFFFF       # as a generation in epoll's data: not a connection
+    WAKER = 0xFFFFFFFE
+    OPEN_VERDICT = 0xFF         # conn.verdict: none
+
+cdef enum:  # conn.flags
+    READABLE = 1                # the socket may have bytes
+    WRITABLE = 2                # the socket may take bytes
+    HUNG_UP = 4                 # the peer closed its side: a short read does not mean that nothing follows
+    QUEUED = 8                  # in loop.ready
+    ON_TIME = 16                # in loop.hellos
+
+cdef enum:  # the links of a connection
+    LINK_DUE                    # one of loop.due
+    LINK_READY                  # loop.ready, or loop.hellos while it waits for its handshake
+    LINK_GUEST                  # the connections of one source that are not logged in
+    LINKS
+
+cdef enum:  # the classes of deadlines; in each all have one length, so that its queue is in order by itself
+    DUE_CLOSING                 # in the order in which they give way when the server is full
+    DUE_HELLO
+    DUE_RETRY                   # a HELLO over its source's rate tries again
+    DUE_FRAME_GUEST
+    DUE_IDLE_GUEST
+    DUE_FRAME_USER              # from here on never: they are logged in
+    DUE_IDLE_USER
+    DUES
+    DUE_NONE = 0xFF
+
+cdef struct conn:
+    int fd
+    uint32_t generation         # counts the uses of this place: an event for an earlier one is stale
+    source_key source
+    uint8_t address[16]         # the peer's own address, IPv4 as v4-mapped
+    uint16_t port
+    uint8_t state               # tt_state
+    uint8_t flags
+    uint8_t due                 # its class of deadline
+    uint8_t verdict             # OPEN_VERDICT, or the tt_reason with which it is to end
+    uint32_t budget             # its source's slot
+    int64_t since               # accepted at, ns
+    int64_t due_since           # when it entered its class of deadline, ns
+    link links[LINKS]
+    uint8_t* held               # a partial frame; while waiting for the handshake the HELLO and what follows
+    uint32_t held_size
+    uint32_t drained            # bytes thrown away while closing
+    uint8_t* output             # what the socket did not take
+    uint64_t output_size
+    uint64_t output_sent
+    PyObject* session           # the application's, from the handshake on
+    PyObject* more              # an iterator: the rest of a long reply
+
+cdef struct span:
+    uint32_t at
+    uint32_t size
+
+cdef struct listener:
+    int fd
+    bint ready
+
+cdef struct network:            # an exempt one
+    source_key address
+    source_key mask
+
+cdef struct record:             # of a new time-out, for the application
+    source_key source
+    int64_t length              # ns; 0: nobody was timed out
+    uint16_t before
+    uint8_t reason
+    bint exempt
+    uint8_t first_size
+    uint8_t first[FIRST_BYTES]
+
+cdef struct limits:
+    uint32_t connections        # in all
+    uint32_t guests             # of one source, not logged in
+    uint32_t accepts            # a turn and listener
+    uint32_t handshakes         # a turn
+    uint32_t read               # bytes a turn and connection
+    uint64_t output             # unsent bytes beyond which a connection is not read
+    uint64_t output_guest       # the same before login
+    uint32_t drain              # bytes
+    uint16_t versions           # unknown ones of a source in a minute: the one that times out
+    int64_t hello_interval      # ns
+    int64_t hello_burst
+    int64_t due[DUES]           # ns
+    int64_t length[REASONS_COUNT]     # of the time-out, ns
+    bint hard[REASONS_COUNT]          # a repeat doubles
+    int64_t longest             # to which doubling goes, ns
+    bint observe                # say who would be timed out, time out nobody
+
+cdef struct counters:
+    uint64_t accepted
+    uint64_t accept_failures
+    uint64_t handshakes
+    uint64_t frames
+    uint64_t closed[REASONS_COUNT]
+    uint64_t states[STATES_COUNT]     # connections now
+
+cdef struct loop:
+    int epoll
+    int64_t now                 # CLOCK_MONOTONIC at the start of the turn
+    limits limits
+    counters count
+    timeout_table* tables       # [0] IPv4, [1] IPv6: the TimeoutTable's own
+    unsigned int ipv6_prefix
+    budget_table budgets
+    conn* conns
+    uint32_t places             # how many conns there are
+    uint32_t used               # conns [0, used) have been used at least once
+    chain unused                # places that are free again, through LINK_READY
+    uint32_t open               # connections now
+    chain due[DUES]
+    chain ready
+    uint32_t ready_count
+    chain hellos                # on time, wait for their handshake
+    listener* listeners
+    uint32_t listener_count
+    int64_t accept_after        # no accept() before
+    network* exempt
+    uint32_t exempt_count
+    uint8_t* buffer             # the one receive buffer: a partial frame is put before what arrives
+    span* spans                 # the whole frames in it
+    record* added
+    uint32_t added_count
+    source_key* ended
+    uint32_t ended_count
+    int64_t tick_at
+    bint stopping
+    int64_t stop_at
+    PyObject* app               # borrowed from the Server, as is `server`
+    PyObject* server
+
+
+cdef inline void queue_due(loop* l, conn* c, uint8_t due) noexcept nogil:
+    """Moves the connection to the end of a class of deadlines; DUE_NONE takes it out."""
+    cdef uint32_t i = <uint32_t>(c - l.conns)
+    if c.due != DUE_NONE:
+        chain_remove(&l.due[c.due], &l.conns[0].links[LINK_DUE], sizeof(conn), i)
+    c.due = due
+    if due != DUE_NONE:
+        c.due_since = l.now
+        chain_append(&l.due[due], &l.conns[0].links[LINK_DUE], sizeof(conn), i)
+
+
+cdef inline void queue_ready(loop* l, conn* c) noexcept nogil:
+    if not c.flags & QUEUED and c.state != S_WAITING:  # who waits for his handshake is not served before it
+        c.flags |= QUEUED
+        l.ready_count += 1
+        chain_append(&l.ready, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
+
+
+cdef inline conn* next_ready(loop* l) noexcept nogil:
+    cdef conn* c = &l.conns[l.ready.head]
+    unqueue_ready(l, c)
+    return c
+
+
+cdef inline void unqueue_ready(loop* l, conn* c) noexcept nogil:
+    if c.flags & QUEUED:
+        c.flags &= ~QUEUED
+        l.ready_count -= 1
+        chain_remove(&l.ready, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
+
+
+cdef inline void set_state(loop* l, conn* c, tt_state state) noexcept nogil:
+    l.count.states[c.state] -= 1
+    l.count.states[<int>state] += 1
+    c.state = state
+
+
+cdef inline bint is_guest(conn* c) noexcept nogil:
+    return c.state == S_NEW or c.state == S_WAITING or c.state == S_OPEN
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accept: a bounded number a turn, so that a flood of connections cannot keep the others from their turn
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef void accept_turn(loop* l, listener* s) noexcept nogil:
+    cdef sockaddr_storage address
+    cdef socklen_t size
+    cdef uint32_t i
+    cdef int fd
+    for i in range(l.limits.accepts):
+        size = sizeof(address)
+        fd = accept4(s.fd, <sockaddr*>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            l.count.accepted += 1
+            gate(l, fd, &address)
+        elif errno == EAGAIN:
+            s.ready = False
+            return
+        elif errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            l.count.accept_failures += 1
+            if not make_room(l):
+                l.accept_after = l.now + ACCEPT_PAUSE
+                return
+        # else: that connection died in the backlog; the next one may live
+
+
+cdef bint make_room(loop* l) noexcept nogil:
+    """Closes who has waited longest with the least claim: closing, without a HELLO, idle without a login.  Never a user."""
+    cdef int due
+    for due in range(DUE_FRAME_USER):
+        if l.due[due].head != NONE:
+            end(l, &l.conns[l.due[due].head], R_TOO_MANY, True)
+            return True
+    if l.hellos.head != NONE:
+        end(l, &l.conns[l.hellos.head], R_TOO_MANY, True)
+        return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gate: the time-out table, the server's capacity, the source's share
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef inline timeout_table* table_of(loop* l, source_key source) noexcept nogil:
+    return &l.tables[0 if source_is_v4(source) else 1]
+
+
+cdef inline source_key source_of(loop* l, sockaddr_storage* address) noexcept nogil:
+    if address.ss_family == AF_INET:
+        return source_from_v4(ntohl((<sockaddr_in*>address).sin_addr.s_addr))
+    return source_from_v6((<sockaddr_in6*>address).sin6_addr.s6_addr, l.ipv6_prefix)
+
+
+cdef inline void turn_away(loop* l, int fd, tt_reason reason) noexcept nogil:
+    # SO_LINGER 0 is inherited from the listener: this close is a reset, and leaves nothing behind.
+    l.count.closed[<int>reason] += 1
+    close(fd)
+
+
+cdef void gate(loop* l, int fd, sockaddr_storage* address) noexcept nogil:
+    cdef source_key source = source_of(l, address)
+    cdef timeout_slot* slot = table_find(table_of(l, source), source, l.now)
+    cdef uint32_t place
+    if slot != NULL:
+        slot.dropped += 1
+        turn_away(l, fd, R_TIMED_OUT)
+        return
+    if l.open >= l.limits.connections and not make_room(l):
+        turn_away(l, fd, R_TOO_MANY)
+        return
+    place = budget_claim(&l.budgets, source)
+    if place == NONE:
+        turn_away(l, fd, R_TOO_MANY)
+        return
+    if l.budgets.slots[place].guest_count >= l.limits.guests:
+        budget_release(&l.budgets, place)
+        turn_away(l, fd, R_TOO_MANY)
+        return
+    admit(l, fd, address, source, place)
+
+
+cdef void admit(loop* l, int fd, sockaddr_storage* address, source_key source, uint32_t place) noexcept nogil:
+    cdef uint32_t i = l.unused.head
+    cdef conn* c
+    cdef uint32_t generation
+    cdef epoll_event event
+    if i != NONE:
+        chain_remove(&l.unused, &l.conns[0].links[LINK_READY], sizeof(conn), i)
+    else:  # l.open < l.limits.connections <= l.places: there is one
+        i = l.used
+        l.used += 1
+    c = &l.conns[i]
+    generation = (c.generation + 1) & 0x7FFFFFFF
+    memset(c, 0, sizeof(conn))
+    c.generation = generation
+    c.fd = fd
+    c.source = source
+    if address.ss_family == AF_INET:
+        c.address[10] = c.address[11] = 0xFF
+        memcpy(&c.address[12], &(<sockaddr_in*>address).sin_addr, 4)
+        c.port = ntohs((<sockaddr_in*>address).sin_port)
+    else:
+        memcpy(c.address, &(<sockaddr_in6*>address).sin6_addr, 16)
+        c.port = ntohs((<sockaddr_in6*>address).sin6_port)
+    c.due = DUE_NONE
+    c.verdict = OPEN_VERDICT
+    c.budget = place
+    c.since = l.now
+    l.open += 1
+    set_state(l, c, S_NEW)
+    join_guests(l, c)
+    queue_due(l, c, DUE_HELLO)
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.data.u64 = <uint64_t>generation << 32 | i
+    if epoll_ctl(l.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+        end(l, c, R_INTERNAL, True)
+
+
+cdef inline void join_guests(loop* l, conn* c) noexcept nogil:
+    cdef budget* b = &l.budgets.slots[c.budget]
+    b.guest_count += 1
+    chain_append(&b.guests, &l.conns[0].links[LINK_GUEST], sizeof(conn), <uint32_t>(c - l.conns))
+
+
+cdef inline void leave_guests(loop* l, conn* c) noexcept nogil:
+    cdef budget* b = &l.budgets.slots[c.budget]
+    b.guest_count -= 1
+    chain_remove(&b.guests, &l.conns[0].links[LINK_GUEST], sizeof(conn), <uint32_t>(c - l.conns))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A turn of one connection, and reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef void serve(loop* l, conn* c) noexcept nogil:
+    """What the application decided, then what can be sent, then what can be read."""
+    if c.verdict != OPEN_VERDICT:
+        finish(l, c, <tt_reason>c.verdict)
+        return
+    if c.flags & WRITABLE and (unsent(c) or c.more != NULL) and not write_turn(l, c):
+        return
+    if c.state == S_CLOSING:
+        drain(l, c)
+        return
+    if may_read(l, c) and read_turn(l, c) and may_read(l, c):
+        queue_ready(l, c)
+
+
+cdef inline uint64_t unsent(conn* c) noexcept nogil:
+    return c.output_size - c.output_sent
+
+
+cdef inline bint may_read(loop* l, conn* c) noexcept nogil:
+    """Nothing is read while the peer leaves its replies unread, a long reply goes out, or its handshake is to come."""
+    cdef uint64_t most = l.limits.output if c.state == S_LOGGED_IN else l.limits.output_guest
+    return c.flags & READABLE and c.state != S_WAITING and c.more == NULL and unsent(c) < most
+
+
+cdef bint read_turn(loop* l, conn* c) noexcept nogil:
+    """One recv(): a connection gets one a turn.  Bytes are judged before a reset or a close that followed them."""
+    cdef size_t room = HEADER + HELLO_MOST - c.held_size if c.state == S_NEW else l.limits.read
+    cdef ssize_t n = recv(c.fd, l.buffer + c.held_size, room, 0)
+    if n < 0:
+        if errno == EAGAIN:
+            c.flags &= ~READABLE
+            return True
+        return errno == EINTR or end(l, c, R_PEER_CLOSED, False)
+    if n == 0:
+        return finish(l, c, R_PEER_CLOSED)
+    if <size_t>n < room and not c.flags & HUNG_UP:
+        c.flags &= ~READABLE  # epoll(7): a short read means that the socket is empty; new bytes make a new edge
+    if c.held_size:
+        memcpy(l.buffer, c.held, c.held_size)
+        n += c.held_size
+        release_held(c)
+    return judge(l, c, l.buffer, n)
+
+
+cdef inline void release_held(conn* c) noexcept nogil:
+    free(c.held)
+    c.held = NULL
+    c.held_size = 0
+
+
+cdef bint hold(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    """Keeps a copy of n bytes until more arrive."""
+    c.held = <uint8_t*>malloc(n)
+    if c.held == NULL:
+        return end(l, c, R_INTERNAL, True)
+    memcpy(c.held, p, n)
+    c.held_size = <uint32_t>n
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frame: whole ones are handed on together, a partial one is kept, what cannot be ours is evidence
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint judge(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    cdef size_t at = 0
+    cdef uint32_t total, count = 0
+    cdef int verdict = FRAME_MORE
+    while at < n:
+        verdict = frame_verdict(p + at, n - at, <tt_state>c.state, &total)
+        if verdict != FRAME_WHOLE:
+            break
+        l.count.frames += 1
+        if c.state == S_NEW:
+            return hello_arrived(l, c, p, n)
+        l.spans[count].at = <uint32_t>at
+        l.spans[count].size = total
+        count += 1
+        at += total
+    if count and not dispatch(l, c, p, count):
+        return False
+    if at == n:
+        queue_due(l, c, DUE_IDLE_USER if c.state == S_LOGGED_IN else DUE_IDLE_GUEST)
+        return True
+    if verdict != FRAME_MORE:
+        return reject(l, c, <tt_reason>verdict, p + at, n - at)
+    if c.state != S_NEW and (count or c.due != DUE_FRAME_USER and c.due != DUE_FRAME_GUEST):
+        queue_due(l, c, DUE_FRAME_USER if c.state == S_LOGGED_IN else DUE_FRAME_GUEST)
+    return hold(l, c, p + at, n - at)
+
+
+cdef bint reject(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n) noexcept nogil:
+    if reason == R_BAD_VERSION:
+        return refuse(l, c, p, n)
+    if tt_reasons[<int>reason].times_out:
+        return condemn(l, c, reason, p, n)
+    return finish(l, c, reason)
+
+
+cdef bint refuse(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    """Right magic, unknown version: say which ones are spoken, at most once a second to a source."""
+    cdef budget* b = &l.budgets.slots[c.budget]
+    cdef uint8_t answer[HEADER + 1]
+    if budget_version(b, l.now, VERSION_WINDOW) >= l.limits.versions:
+        return condemn(l, c, R_NOT_PROTOCOL, p, n)
+    if l.now - b.refused_at < REFUSE_INTERVAL:
+        return end(l, c, R_BAD_VERSION, True)
+    b.refused_at = l.now
+    memcpy(answer, b"TT\0\0\0\0\0\1", HEADER)
+    answer[2] = answer[HEADER] = PROTOCOL_VERSION
+    answer[3] = REFUSE
+    set_linger(c.fd, False)
+    return put(l, c, answer, sizeof(answer)) and finish(l, c, R_BAD_VERSION)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verdict: evidence puts the source into the table
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n) noexcept nogil:
+    """Times out the source of the connection, resets it, and every other of that source that is not logged in."""
+    cdef record* r
+    cdef timeout_slot* slot
+    cdef source_key evicted
+    cdef bint gave_way
+    cdef timeout_table* table = table_of(l, c.source)
+    cdef budget* b = &l.budgets.slots[c.budget]
+    if l.added_count == RECORDS or l.ended_count == RECORDS:
+        report(l)
+    r = &l.added[l.added_count]
+    l.added_count += 1
+    r.source = c.source
+    r.reason = <uint8_t>reason
+    r.exempt = is_exempt(l, c)
+    r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
+    if r.first_size:
+        memcpy(r.first, p, r.first_size)
+    r.length = 0
+    r.before = 0
+    if r.exempt or l.limits.observe:
+        return end(l, c, reason, True)
+    slot = table_add(
+        table, c.source, l.now, l.limits.length[<int>reason], <uint8_t>reason, l.limits.hard[<int>reason], l.limits.longest, &evicted, &gave_way)
+    r.length = slot.end - l.now
+    r.before = slot.before
+    if gave_way:
+        l.ended[l.ended_count] = evicted
+        l.ended_count += 1
+    # Logged-in connections stay: one bad machine behind a gateway must not cut off its colleagues.
+    end(l, c, reason, True)
+    while b.guest_count:
+        end(l, &l.conns[b.guests.head], R_TIMED_OUT, True)
+    return False
+
+
+cdef bint is_exempt(loop* l, conn* c) noexcept nogil:
+    cdef source_key own
+    cdef network* e
+    cdef uint32_t i
+    own = source_from_v6(c.address, 128)
+    for i in range(l.exempt_count):
+        e = &l.exempt[i]
+        if own.hi & e.mask.hi == e.address.hi and own.lo & e.mask.lo == e.address.lo:
+            return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dispatch: the HELLO within its source's rate, then frames, to the application.  Here the GIL is taken.
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint hello_arrived(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    if not hold(l, c, p, n):
+        return False
+    set_state(l, c, S_WAITING)
+    return ask_handshake(l, c)
+
+
+cdef bint ask_handshake(loop* l, conn* c) noexcept nogil:
+    if l.now - c.since >= l.limits.due[DUE_HELLO]:
+        return end(l, c, R_TOO_MANY, True)
+    if budget_hello(&l.budgets.slots[c.budget], l.now, l.limits.hello_interval, l.limits.hello_burst):
+        queue_due(l, c, DUE_NONE)
+        c.flags |= ON_TIME
+        chain_append(&l.hellos, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
+    else:
+        queue_due(l, c, DUE_RETRY)
+    return True
+
+
+cdef inline void leave_hellos(loop* l, conn* c) noexcept nogil:
+    if c.flags & ON_TIME:
+        c.flags &= ~ON_TIME
+        chain_remove(&l.hellos, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
+
+
+cdef void handshake_turn(loop* l) noexcept nogil:
+    """A bounded number a turn: each costs as much as dozens of frames."""
+    cdef uint32_t i, total
+    cdef conn* c
+    cdef size_t n
+    for i in range(l.limits.handshakes):
+        if l.hellos.head == NONE:
+            return
+        c = &l.conns[l.hellos.head]
+        leave_hellos(l, c)
+        set_state(l, c, S_OPEN)
+        n = c.held_size
+        frame_verdict(c.held, n, S_NEW, &total)
+        memcpy(l.buffer, c.held, n)
+        release_held(c)
+        if not handshake(l, c, l.buffer, total):
+            continue
+        queue_due(l, c, DUE_IDLE_GUEST)
+        if (n == total or judge(l, c, l.buffer + total, n - total)) and may_read(l, c):
+            queue_ready(l, c)
+
+
+cdef bint handshake(loop* l, conn* c, const uint8_t* p, size_t n) noexcept with gil:
+    cdef bytes welcome
+    try:
+        connection = Connection.__new__(Connection)
+        (<Connection>connection).bind(l, c)
+        answer = (<object>l.app).hello(connection, PyBytes_FromStringAndSize(<const char*>p, n))
+        if answer is None:
+            return condemn(l, c, R_BAD_HELLO, p, n)
+        session, welcome = answer
+        Py_INCREF(session)
+        c.session = <PyObject*>session
+        l.count.handshakes += 1
+        set_linger(c.fd, False)  # from here on a close is graceful
+        return put(l, c, <const uint8_t*>PyBytes_AS_STRING(welcome), PyBytes_GET_SIZE(welcome))
+    except BaseException as error:
+        return failed(l, c, error)
+
+
+cdef bint dispatch(loop* l, conn* c, const uint8_t* p, uint32_t count) noexcept with gil:
+    """Hands the frames over, sends what comes back.  The application may have decided to close."""
+    cdef uint32_t i
+    cdef list frames = []
+    try:
+        for i in range(count):
+            frames.append(PyBytes_FromStringAndSize(<const char*>p + l.spans[i].at, l.spans[i].size))
+        answer = (<object>c.session).receive(frames)
+        if answer is not None and not answer_with(l, c, answer):
+            return False
+    except BaseException as error:
+        return failed(l, c, error)
+    return c.verdict == OPEN_VERDICT or finish(l, c, <tt_reason>c.verdict)
+
+
+cdef bint answer_with(loop* l, conn* c, object answer) except -1:
+    """bytes go out now; an iterator of bytes goes out part by part, as the socket takes them."""
+    if isinstance(answer, bytes):
+        return put(l, c, <const uint8_t*>PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+    Py_INCREF(answer)
+    c.more = <PyObject*>answer
+    return send_parts(l, c)
+
+
+cdef bint send_parts(loop* l, conn* c) noexcept with gil:
+    """Parts of a long reply, until the socket takes no more, a turn's share has gone, or the reply is complete."""
+    cdef bytes part
+    cdef uint64_t gone = 0
+    try:
+        while unsent(c) == 0:
+            if gone >= l.limits.read:
+                queue_ready(l, c)
+                break
+            part = next(<object>c.more, None)
+            if part is None:
+                Py_DECREF(<object>c.more)
+                c.more = NULL
+                break
+            gone += PyBytes_GET_SIZE(part)
+            if not put(l, c, <const uint8_t*>PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part)):
+                return False
+        return True
+    except BaseException as error:
+        return failed(l, c, error)
+
+
+cdef bint failed(loop* l, conn* c, object error) noexcept with gil:
+    """A failure of our own: said, and never held against the peer."""
+    (<object>l.app).failed(error)
+    return end(l, c, R_INTERNAL, True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Write: at once what the socket takes, the rest when it takes more
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    cdef ssize_t sent = 0
+    cdef uint8_t* room
+    if unsent(c) == 0:
+        sent = send(c.fd, p, n, MSG_NOSIGNAL)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                return end(l, c, R_PEER_CLOSED, True)
+            sent = 0
+        if <size_t>sent == n:
+            return True
+        c.flags &= ~WRITABLE
+    room = <uint8_t*>malloc(unsent(c) + n - sent)
+    if room == NULL:
+        return end(l, c, R_INTERNAL, True)
+    memcpy(room, c.output + c.output_sent, unsent(c))
+    memcpy(room + unsent(c), p + sent, n - sent)
+    c.output_size = unsent(c) + n - sent
+    c.output_sent = 0
+    free(c.output)
+    c.output = room
+    return True
+
+
+cdef bint write_turn(loop* l, conn* c) noexcept nogil:
+    """What the socket did not take before, then the next parts of a long reply; who was finishing is now done."""
+    if unsent(c):
+        if not flush(l, c):
+            return False
+        if unsent(c):
+            return True
+    if c.more != NULL:
+        queue_due(l, c, c.due)  # the peer reads: its time starts anew
+        if not send_parts(l, c):
+            return False
+    if c.state == S_CLOSING and unsent(c) == 0 and c.more == NULL:
+        say_end(l, c)
+    elif c.flags & READABLE:
+        queue_ready(l, c)
+    return True
+
+
+cdef bint flush(loop* l, conn* c) noexcept nogil:
+    cdef ssize_t sent = send(c.fd, c.output + c.output_sent, unsent(c), MSG_NOSIGNAL)
+    if sent < 0:
+        if errno != EAGAIN and errno != EINTR:
+            return end(l, c, R_PEER_CLOSED, True)
+        sent = 0
+    c.output_sent += sent
+    if unsent(c):
+        c.flags &= ~WRITABLE
+    else:
+        free(c.output)
+        c.output = NULL
+        c.output_size = c.output_sent = 0
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Close: `finish` lets the peer have what was sent, `end` is at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
+    """Ends a connection for a reason; gracefully where the reason allows it: flush, shut down, drain, close."""
+    if tt_reasons[<int>reason].times_out:
+        return condemn(l, c, reason, NULL, 0)
+    if c.state == S_CLOSING:
+        return True
+    if c.state == S_NEW and reason != R_BAD_VERSION:
+        return end(l, c, reason, True)
+    if reason == R_PEER_CLOSED and unsent(c) == 0 and c.more == NULL:
+        return end(l, c, reason, False)
+    c.verdict = OPEN_VERDICT
+    l.count.closed[<int>reason] += 1
+    goodbye(l, c, reason)
+    if is_guest(c):
+        leave_guests(l, c)
+    set_state(l, c, S_CLOSING)
+    release_held(c)
+    if unsent(c) or c.more != NULL:
+        queue_due(l, c, DUE_FRAME_GUEST)
+    else:
+        say_end(l, c)
+    return True
+
+
+cdef void say_end(loop* l, conn* c) noexcept nogil:
+    """Everything is sent: our half ends, the peer has a moment to end his."""
+    shutdown(c.fd, SHUT_WR)
+    queue_due(l, c, DUE_CLOSING)
+    c.flags |= READABLE  # he may have ended before, and then no edge will tell
+    queue_ready(l, c)
+
+
+cdef void drain(loop* l, conn* c) noexcept nogil:
+    """Throws away what still arrives: closing with unread bytes would reset the connection and lose our last output."""
+    cdef ssize_t n
+    while c.flags & READABLE:
+        n = recv(c.fd, l.buffer, l.limits.read, 0)
+        if n < 0 and errno == EAGAIN:
+            c.flags &= ~READABLE
+            return
+        if n > 0:
+            c.drained += <uint32_t>n
+        if n <= 0 and unsent(c) == 0 or n < 0 and errno != EINTR or c.drained > l.limits.drain:
+            end(l, c, R_PEER_CLOSED, False)
+            return
+        if n == 0:
+            c.flags &= ~READABLE
+            return
+
+
+cdef bint end(loop* l, conn* c, tt_reason reason, bint reset) noexcept nogil:
+    """Closes at once and frees the place; always False, for `return end(...)`."""
+    cdef uint32_t i = <uint32_t>(c - l.conns)
+    if c.state != S_CLOSING:
+        l.count.closed[<int>reason] += 1
+        goodbye(l, c, reason)
+        if reset and c.session != NULL:
+            set_linger(c.fd, True)
+    if is_guest(c):
+        leave_guests(l, c)
+    budget_release(&l.budgets, c.budget)
+    release_objects(c)
+    queue_due(l, c, DUE_NONE)
+    unqueue_ready(l, c)
+    leave_hellos(l, c)
+    release_held(c)
+    free(c.output)
+    close(c.fd)
+    set_state(l, c, S_FREE)
+    l.open -= 1
+    chain_append(&l.unused, &l.conns[0].links[LINK_READY], sizeof(conn), i)
+    return False
+
+
+cdef void goodbye(loop* l, conn* c, tt_reason reason) noexcept nogil:
+    """Tells the session, once, why its connection ends."""
+    if c.session != NULL:
+        with gil:
+            try:
+                (<object>c.session).closed(tt_reasons[<int>reason].name.decode())
+            except BaseException as error:
+                (<object>l.app).failed(error)
+
+
+cdef void release_objects(conn* c) noexcept nogil:
+    if c.session != NULL or c.more != NULL:
+        with gil:
+            if c.session != NULL:
+                Py_DECREF(<object>c.session)
+            if c.more != NULL:
+                Py_DECREF(<object>c.more)
+            c.session = c.more = NULL
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Expire: deadlines of connections, ends of time-outs
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef void expire_turn(loop* l) noexcept nogil:
+    cdef uint32_t left = EXPIRIES_PER_TURN
+    cdef uint8_t due
+    cdef conn* c
+    for due in range(DUES):
+        while left and l.due[due].head != NONE:
+            c = &l.conns[l.due[due].head]
+            if l.now - c.due_since < l.limits.due[due]:
+                break
+            left -= 1
+            overdue(l, c)
+
+
+cdef void overdue(loop* l, conn* c) noexcept nogil:
+    if c.state == S_CLOSING:
+        end(l, c, R_SLOW_READER, True)
+    elif c.state == S_WAITING:
+        ask_handshake(l, c)
+    elif c.state == S_NEW and c.held_size:
+        condemn(l, c, R_STALLED, c.held, c.held_size)
+    elif c.state == S_NEW:
+        end(l, c, R_SILENT, True)  # silence is no evidence
+    elif unsent(c) or c.more != NULL:
+        end(l, c, R_SLOW_READER, True)
+    else:
+        finish(l, c, R_IDLE)
+
+
+cdef void sweep_turn(loop* l) noexcept nogil:
+    cdef int family
+    for family in range(2):
+        if table_next(&l.tables[family], l.now) <= l.now:
+            l.ended_count += table_expire(&l.tables[family], l.now, &l.ended[l.ended_count], RECORDS - l.ended_count)
+
+
+cdef void report(loop* l) noexcept with gil:
+    """New and ended time-outs of the turn, to the application."""
+    cdef uint32_t i
+    cdef record* r
+    try:
+        added = []
+        for i in range(l.added_count):
+            r = &l.added[i]
+            added.append(TimedOut(
+                source_format(r.source, l.ipv6_prefix), tt_reasons[r.reason].name.decode(), r.length, r.before, r.exempt,
+                PyBytes_FromStringAndSize(<const char*>r.first, r.first_size),
+            ))
+        ended = [source_format(l.ended[i], l.ipv6_prefix) for i in range(l.ended_count)]
+        l.added_count = l.ended_count = 0
+        (<object>l.app).turn(added, ended)
+    except BaseException as error:
+        (<object>l.app).failed(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The turn, and the class that Python sees
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef void turn(loop* l, epoll_event* events) noexcept nogil:
+    cdef int i, n = epoll_wait(l.epoll, events, EVENTS_PER_TURN, milliseconds_to_wait(l))
+    cdef uint32_t left
+    l.now = monotonic_ns()
+    for i in range(n):
+        take_event(l, events[i].data.u64, events[i].events)
+    left = l.ready_count  # who is queued anew meanwhile has his turn in the next one
+    while left and l.ready.head != NONE:
+        left -= 1
+        serve(l, next_ready(l))
+    if l.now >= l.accept_after:
+        for i in range(<int>l.listener_count):
+            if l.listeners[i].ready:
+                accept_turn(l, &l.listeners[i])
+    handshake_turn(l)
+    expire_turn(l)
+    sweep_turn(l)
+    if l.added_count or l.ended_count:
+        report(l)
+    if l.now >= l.tick_at:
+        l.tick_at = l.now + TICK
+        tick(l)
+
+
+cdef void take_event(loop* l, uint64_t data, uint32_t events) noexcept nogil:
+    cdef uint32_t i = <uint32_t>data, generation = <uint32_t>(data >> 32)
+    cdef conn* c
+    if generation == LISTENER:
+        l.listeners[i].ready = True
+        return
+    if generation == WAKER:
+        take_signals(l, <int>i)
+        return
+    c = &l.conns[i]
+    if c.generation != generation or c.state == S_FREE:
+        return
+    if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        c.flags |= READABLE
+    if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        c.flags |= HUNG_UP
+    if events & EPOLLOUT:
+        c.flags |= WRITABLE
+    queue_ready(l, c)
+
+
+cdef int milliseconds_to_wait(loop* l) noexcept nogil:
+    cdef int64_t wake = l.tick_at, now
+    cdef int i
+    if l.ready.head != NONE or l.hellos.head != NONE:
+        return 0
+    for i in range(<int>l.listener_count):
+        if l.listeners[i].ready:
+            wake = min(wake, l.accept_after)
+    for i in range(DUES):
+        if l.due[i].head != NONE:
+            wake = min(wake, l.conns[l.due[i].head].due_since + l.limits.due[i])
+    for i in range(2):
+        wake = min(wake, table_next(&l.tables[i], l.now))
+    now = monotonic_ns()
+    return 0 if wake <= now else <int>((wake - now + 999_999) // 1_000_000)
+
+
+cdef void take_signals(loop* l, int fd) noexcept nogil:
+    cdef signalfd_siginfo info
+    while read(fd, &info, sizeof(info)) == sizeof(info):
+        with gil:
+            try:
+                (<object>l.app).signal(<int>info.ssi_signo)
+            except BaseException as error:
+                (<object>l.app).failed(error)
+
+
+cdef void tick(loop* l) noexcept with gil:
+    try:
+        (<object>l.app).tick()
+    except BaseException as error:
+        (<object>l.app).failed(error)
+
+
+cdef void begin_stop(loop* l) noexcept nogil:
+    """No new connections; what is in flight is finished."""
+    cdef uint32_t i
+    cdef conn* c
+    l.stop_at = monotonic_ns() + STOP_DEADLINE
+    for i in range(l.listener_count):
+        close(l.listeners[i].fd)
+    l.listener_count = 0
+    for i in range(l.used):
+        c = &l.conns[i]
+        if c.state == S_NEW or c.state == S_WAITING:
+            end(l, c, R_SHUTDOWN, True)
+        elif c.state != S_FREE:
+            finish(l, c, R_SHUTDOWN)
+
+
+@cython.final
+cdef class Connection:
+    """What a session knows of its connection.  Outlives it harmlessly: on an ended connection every call does nothing."""
+
+    cdef Server server
+    cdef uint32_t place, generation
+    cdef readonly str source    # what is timed out: "192.0.2.1", "2001:db8::/64"
+    cdef readonly str address   # the peer's own
+    cdef readonly int port
+
+    cdef void bind(self, loop* l, conn* c):
+        self.server = <Server>l.server
+        self.place = <uint32_t>(c - l.conns)
+        self.generation = c.generation
+        self.source = source_format(c.source, l.ipv6_prefix)
+        self.address = source_format(source_from_v6(c.address, 128), 128)
+        self.port = c.port
+
+    cdef conn* find(self) noexcept:
+        cdef conn* c = &self.server.l.conns[self.place]
+        return c if c.generation == self.generation and c.state != S_FREE else NULL
+
+    def close(self, str reason not None):
+        """End it for a reason of REASONS, once the reply that is being made is sent; a reason that times out ends it now."""
+        cdef conn* c = self.find()
+        cdef int code = REASON_CODES[reason]
+        if c != NULL and c.state != S_CLOSING and c.verdict == OPEN_VERDICT:
+            c.verdict = <uint8_t>code
+            queue_ready(&self.server.l, c)
+
+    def log_in(self):
+        """A user has logged in: longer frames, more time, and no part in what happens to strangers of the same source."""
+        cdef conn* c = self.find()
+        if c != NULL and c.state == S_OPEN:
+            leave_guests(&self.server.l, c)
+            set_state(&self.server.l, c, S_LOGGED_IN)
+
+
+@cython.final
+cdef class Server:
+    """The loop with its listeners.
+
+    `listeners` are descriptors that the server owns from here on: non-blocking, listening, with SO_LINGER 0 and
+    TCP_NODELAY (both are inherited by what they accept).  At most `places` connections are held at a time.  `signals`
+    are blocked by the caller and come to app.signal(number).  The application:
+
+        app.hello(connection, hello: bytes) -> (session, welcome: bytes) | None     None: it did not authenticate
+        session.receive(frames: list[bytes]) -> bytes | iterator of bytes | None    whole frames, whole frames back
+        session.closed(reason: str)
+        app.turn(added: list[TimedOut], ended: list[str])                           sources, once a turn
+        app.tick()                                                                  about once a second
+        app.signal(number: int), app.failed(error: BaseException)
+    """
+
+    cdef loop l
+    cdef TimeoutTable table
+    cdef object app
+    cdef int signal_fd
+
+    def __cinit__(self):
+        self.l.epoll = self.signal_fd = -1
+
+    def __init__(self, listeners, uint32_t places, TimeoutTable table not None, app, config, *, exempt=(), signals=()):
+        cdef loop* l = &self.l
+        cdef uint64_t k[2]
+        cdef uint32_t i
+        if l.epoll >= 0:
+            raise RuntimeError("a Server is made once")
+        self.table, self.app = table, app
+        l.app, l.server, l.tables, l.ipv6_prefix = <PyObject*>app, <PyObject*>self, table.families, table.ipv6_prefix
+        l.places = places
+        l.count.states[<int>S_FREE] = places
+        self.configure(config, exempt)
+        for chain_number in range(DUES):
+            chain_clear(&l.due[chain_number])
+        chain_clear(&l.ready)
+        chain_clear(&l.hellos)
+        chain_clear(&l.unused)
+        seed = os.urandom(16)
+        memcpy(k, PyBytes_AS_STRING(seed), 16)
+        l.conns = <conn*>calloc(l.places, sizeof(conn))
+        l.listeners = <listener*>calloc(len(listeners), sizeof(listener))
+        l.added = <record*>calloc(RECORDS, sizeof(record))
+        l.ended = <source_key*>calloc(RECORDS, sizeof(source_key))
+        if (budgets_init(&l.budgets, max(2 * l.places, SOURCES_LEAST), k[0], k[1]) < 0
+                or not (l.conns and l.listeners and l.added and l.ended)):
+            raise MemoryError
+        l.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if l.epoll < 0:
+            raise OSError(errno, "epoll_create1 failed")
+        for i, fd in enumerate(listeners):
+            l.listeners[i].fd = fd
+            l.listener_count += 1
+            self.watch(fd, <uint64_t>LISTENER << 32 | i)
+        if signals:
+            self.open_signals(signals)
+
+    cdef int watch(self, int fd, uint64_t data) except -1:
+        cdef epoll_event event
+        event.events = EPOLLIN | EPOLLET
+        event.data.u64 = data
+        if epoll_ctl(self.l.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, f"descriptor {fd} cannot be watched")
+        return 0
+
+    cdef int open_signals(self, signals) except -1:
+        cdef sigset_t wanted
+        sigemptyset(&wanted)
+        for number in signals:
+            sigaddset(&wanted, number)
+        self.signal_fd = signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC)
+        if self.signal_fd < 0:
+            raise OSError(errno, "signalfd failed")
+        return self.watch(self.signal_fd, <uint64_t>WAKER << 32 | <uint32_t>self.signal_fd)
+
+    def __dealloc__(self):
+        cdef loop* l = &self.l
+        cdef uint32_t i
+        for i in range(l.used):
+            if l.conns[i].state != S_FREE:
+                release_objects(&l.conns[i])
+                release_held(&l.conns[i])
+                free(l.conns[i].output)
+                close(l.conns[i].fd)
+        for i in range(l.listener_count):
+            close(l.listeners[i].fd)
+        if self.signal_fd >= 0:
+            close(self.signal_fd)
+        if l.epoll >= 0:
+            close(l.epoll)
+        budgets_free(&l.budgets)
+        free(l.conns)
+        free(l.listeners)
+        free(l.exempt)
+        free(l.buffer)
+        free(l.spans)
+        free(l.added)
+        free(l.ended)
+
+    def configure(self, config, exempt=()):
+        """Takes the limits of a tt.config.Config (max_connections only at the start) and the exempt networks."""
+        cdef limits new
+        cdef loop* l = &self.l
+        memset(&new, 0, sizeof(new))
+        new.connections = l.places
+        new.guests = config.connections_per_source
+        new.accepts = config.accepts_per_turn
+        new.handshakes = config.handshakes_per_turn
+        new.read = config.read_per_turn
+        new.output = config.output_limit
+        new.output_guest = config.output_limit_before_login
+        new.drain = config.drain_limit
+        new.versions = config.bad_version_limit
+        new.hello_interval = int(1e9 / config.hello_rate)
+        new.hello_burst = config.hello_burst
+        for due, seconds in (
+            (DUE_CLOSING, config.drain_deadline), (DUE_HELLO, config.hello_deadline), (DUE_RETRY, 1 / config.hello_rate),
+            (DUE_FRAME_GUEST, config.frame_deadline), (DUE_FRAME_USER, config.frame_deadline),
+            (DUE_IDLE_GUEST, config.idle_before_login), (DUE_IDLE_USER, config.idle_after_login),
+        ):
+            new.due[<int>due] = int(seconds * 1e9)
+        for name, code in REASON_CODES.items():
+            new.hard[<int>code] = config.escalate and name in HARD_REASONS
+            new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
+        new.longest = int(config.timeout_max * 1e9)
+        new.observe = config.observe
+        self.size_buffer(new.read)
+        self.set_exempt(exempt)
+        l.limits = new
+
+    cdef int size_buffer(self, uint32_t read) except -1:
+        """A partial frame and one turn's bytes fit; so do the spans of the shortest frames."""
+        cdef size_t size = HEADER + DATA_MOST + <size_t>max(read, HEADER + HELLO_MOST)
+        buffer = <uint8_t*>malloc(size)
+        spans = <span*>malloc((size // (HEADER + DATA_LEAST) + 1) * sizeof(span))
+        if buffer == NULL or spans == NULL:
+            free(buffer)
+            free(spans)
+            raise MemoryError
+        free(self.l.buffer)
+        free(self.l.spans)
+        self.l.buffer, self.l.spans = buffer, spans
+        return 0
+
+    cdef int set_exempt(self, exempt) except -1:
+        """`exempt`: ipaddress networks."""
+        cdef network* networks = <network*>calloc(len(exempt) + 1, sizeof(network))
+        cdef uint32_t i
+        if networks == NULL:
+            raise MemoryError
+        for i, net in enumerate(exempt):
+            shift, high = (96, 0xFFFF << 32) if net.version == 4 else (0, 0)
+            address = int(net.network_address) | high
+            mask = (1 << 128) - (1 << (128 - net.prefixlen - shift))
+            networks[i].address.hi, networks[i].address.lo = address >> 64, address & 0xFFFFFFFFFFFFFFFF
+            networks[i].mask.hi, networks[i].mask.lo = mask >> 64, mask & 0xFFFFFFFFFFFFFFFF
+        free(self.l.exempt)
+        self.l.exempt, self.l.exempt_count = networks, <uint32_t>len(exempt)
+        return 0
+
+    def run(self):
+        """Serves until stop(); then what is in flight is finished, for at most 3 s."""
+        cdef loop* l = &self.l
+        cdef epoll_event events[EVENTS_PER_TURN]
+        cdef bint stopping = False
+        l.now = monotonic_ns()
+        l.tick_at = l.now + TICK
+        with nogil:
+            while not (stopping and (l.open == 0 or l.now >= l.stop_at)):
+                turn(l, events)
+                if l.stopping and not stopping:
+                    stopping = True
+                    begin_stop(l)
+
+    def stop(self):
+        """run() returns soon.  For the loop's own thread: from app.signal() and the like."""
+        self.l.stopping = True
+
+    def counters(self):
+        """Everything that is counted: since the start, but `connections` and `waiting`, which are now."""
+        cdef loop* l = &self.l
+        cdef int i
+        return {
+            "accepted": l.count.accepted,
+            "accept_failures": l.count.accept_failures,
+            "handshakes": l.count.handshakes,
+            "frames": l.count.frames,
+            "closed": {tt_reasons[i].name.decode(): l.count.closed[i] for i in range(REASONS_COUNT)},
+            "connections": {tt_states[i].name.decode(): l.count.states[i] for i in range(S_FREE + 1, STATES_COUNT)},
+            "waiting": self.waiting(),
+        }
+
+    def waiting(self):
+        """Entries in the loop's own queues, by name; all are 0 when nobody is connected."""
+        cdef loop* l = &self.l
+        cdef int due
+        cdef uint32_t i, deadlines = 0, held = 0, unsent_ = 0, sources = 0
+        for i in range(l.used):
+            held += l.conns[i].state != S_FREE and l.conns[i].held_size > 0
+            unsent_ += l.conns[i].state != S_FREE and unsent(&l.conns[i]) > 0
+            deadlines += l.conns[i].state != S_FREE and l.conns[i].due != DUE_NONE
+        for i in range(l.budgets.used):
+            sources += l.budgets.slots[i].connections > 0
+        return {"ready": l.ready_count, "partial_frames": held, "unsent": unsent_, "deadlines": deadlines, "sources": sources}

@@ -1,0 +1,70 @@
+#!/bin/sh
+# need.sh build|test PYTHON: make sure that this machine has what `make build` or `make test` needs.
+# As root on a machine with apt, what is missing is installed, and one line says so; otherwise one line names it.
+# Only compilers, headers and client programs: nothing here starts a service on the host.
+set -eu
+
+stage=$1
+python=$2
+missing= # packages of Debian and Ubuntu
+
+die() {
+    echo "make: $*" >&2
+    exit 1
+}
+
+ask() { # ask EXPRESSION: whether it is true in the chosen Python
+    "$python" -c "import os, sys, sysconfig, importlib.util as find; sys.exit(not ($1))"
+}
+
+program() { # program NAME PACKAGE...
+    name=$1
+    shift
+    command -v "$name" >/dev/null || missing="$missing $*"
+}
+
+for_python() { # for_python SUFFIX WHAT: the distribution packages parts of its own Python alone
+    if ask "sys.base_prefix == '/usr'"; then
+        missing="$missing python$version-$1"
+    else
+        die "$python ($("$python" -c 'import sys; print(sys.executable)')) has no $2: install it for that Python, or choose another: make PYTHON=/usr/bin/python3"
+    fi
+}
+
+command -v "$python" >/dev/null || die "$python is not here: install Python 3.11 or newer, or name it: make PYTHON=python3.12"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ask "sys.version_info >= (3, 11)" || die "$python is Python $version, tt needs 3.11 or newer: name one with make PYTHON=python3.12"
+
+case $stage in
+build)
+    program gcc gcc libc6-dev
+    [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+    ask "find.find_spec('ensurepip')" || for_python venv "module ensurepip"
+    ask "os.path.exists(sysconfig.get_path('include') + '/Python.h')" || for_python dev "header Python.h"
+    ;;
+test)
+    program nmap nmap
+    program curl curl
+    program openssl openssl
+    program ssh openssh-client
+    program ip iproute2
+    program pidof procps
+    program unshare util-linux
+    ;;
+*) die "need.sh: $stage: no such stage" ;;
+esac
+
+[ -n "$missing" ] || exit 0
+missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+install="apt-get install --yes --no-install-recommends ${missing% }"
+command -v apt-get >/dev/null || die "missing for '$stage', in Debian's names: ${missing% }: install them with your package manager"
+[ "$(id -u)" = 0 ] || die "missing for '$stage': ${missing% }: run: sudo $install"
+
+echo "need: installing with apt: ${missing% }"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+{ apt-get update && $install; } >"$log" 2>&1 </dev/null || {
+    cat "$log" >&2
+    die "apt could not install ${missing% }: see above, then try: $install"
+}

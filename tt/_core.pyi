@@ -1,0 +1,86 @@
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Final, NamedTuple
+
+from tt.config import Config
+
+REASONS: Final[tuple[tuple[str, bool, str], ...]]
+STATES: Final[tuple[tuple[str, str], ...]]
+REASON_CODES: Final[dict[str, int]]
+STATE_CODES: Final[dict[str, int]]
+HARD_REASONS: Final[frozenset[str]]
+PROTOCOL: Final[Mapping[str, int]]
+
+def judge_frame(data: bytes, state: str) -> tuple[str, int]: ...
+def source_text(address: str, ipv6_prefix: int = 64) -> str: ...
+
+class TimedOut(NamedTuple):
+    source: str
+    reason: str
+    length: int
+    before: int
+    exempt: bool
+    first: bytes
+
+class TimeoutRecord(NamedTuple):
+    source: str
+    start: int
+    end: int
+    reason: int
+    spoke: int
+    before: int
+    hard: int
+    dropped: int
+
+class SourceIndex:
+    def __init__(self, capacity: int, seed: bytes | None = None) -> None: ...
+    def hash(self, source: str) -> int: ...
+    def put(self, source: str, slot: int) -> None: ...
+    def find(self, source: str) -> int | None: ...
+    def drop(self, slot: int) -> None: ...
+
+class TimeoutTable:
+    ipv6_prefix: int
+    gave_way: str | None
+    running: int
+    remembered: int
+    evictions: int
+    def __init__(
+        self, capacity: int = 65536, *, ipv6_prefix: int = 64, now: int = 0, seed: bytes | None = None
+    ) -> None: ...
+    def add(
+        self, source: str, reason: int, length_ns: int, now: int, *, hard: bool = False, cap_ns: int = ...
+    ) -> TimeoutRecord: ...
+    def find(self, source: str, now: int) -> TimeoutRecord | None: ...
+    def set_spoke(self, source: str, spoke: int, now: int) -> None: ...
+    def remove(self, source: str) -> bool: ...
+    def expire(self, now: int, limit: int = 4096) -> list[str]: ...
+    def next(self, now: int) -> int | None: ...
+    def entries(self, now: int, *, remembered: bool = False) -> list[TimeoutRecord]: ...
+    def dump(self, now: int) -> bytes: ...
+    def load(self, data: bytes, now: int, elapsed: int = 0, /) -> int: ...
+
+class Connection:
+    source: str
+    address: str
+    port: int
+    def close(self, reason: str) -> None: ...
+    def log_in(self) -> None: ...
+
+class Server:
+    def __init__(
+        self,
+        listeners: Sequence[int],
+        places: int,
+        table: TimeoutTable,
+        app: Any,
+        config: Config,
+        *,
+        exempt: Iterable[IPv4Network | IPv6Network] = (),
+        signals: Iterable[int] = (),
+    ) -> None: ...
+    def configure(self, config: Config, exempt: Iterable[IPv4Network | IPv6Network] = ()) -> None: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+    def waiting(self) -> dict[str, int]: ...

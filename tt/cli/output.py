@@ -1,0 +1,98 @@
+"""What every command prints, and the exit codes.
+
+Data goes to stdout, a line at a time; messages go to stderr as one line "tt: ...".  This is the one place that turns an
+exception into a message and an exit code.  What a server sent is escaped before a terminal sees it.
+Must not know any single command.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from tt.client import (
+    ConnectionLost,
+    NoConnection,
+    NotAccepted,
+    ProtocolError,
+    Refused,
+    RequestFailed,
+    UnknownServer,
+)
+from tt.keys import KeyFileError
+from tt.known_servers import KnownServersError
+
+OK = 0
+FAILED = 1  # or partly failed
+USAGE = 2  # or configuration
+NO_CONNECTION = 3  # refused, dropped, timed out
+DENIED = 4  # WELCOME or login failed, or not allowed
+
+EXIT_CODES: dict[type[Exception], int] = {
+    UnknownServer: USAGE,
+    KnownServersError: USAGE,
+    KeyFileError: USAGE,
+    NoConnection: NO_CONNECTION,
+    ConnectionLost: NO_CONNECTION,
+    NotAccepted: DENIED,
+    Refused: DENIED,
+    ProtocolError: FAILED,
+    RequestFailed: FAILED,
+}
+
+
+class Exit(Exception):  # noqa: N818  it is no error where the code is 0
+    """Ends a command with an exit code and, unless it is empty, a message of one line."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Return what `run` returns, or the exit code of the exception that it raised, whose message is printed."""
+    try:
+        return run()
+    except Exit as error:
+        if str(error):
+            message(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        message("interrupted")
+        return FAILED
+    except BrokenPipeError:
+        # The reader of stdout went away, as `head` does; what is still buffered must not fail at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except tuple(EXIT_CODES) as error:
+        message(str(error))
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except OSError as error:  # stdout on a full disk, for one
+        message(f"{error.strerror or error}: the command could not finish")
+        return FAILED
+
+
+def line(text: str) -> None:
+    """Print one line of data."""
+    print(_printable(text), flush=True)
+
+
+def blank_line() -> None:
+    """Print an empty line, which sets one block of data apart from the next."""
+    print(flush=True)
+
+
+def json_line(value: Mapping[str, object]) -> None:
+    """Print one JSON object (RFC 8259) on a line of its own."""
+    print(json.dumps(value), flush=True)  # escapes all that is not ASCII
+
+
+def message(text: str) -> None:
+    """Print one message for people."""
+    print(f"tt: {_printable(text)}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
+    )

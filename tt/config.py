@@ -1,0 +1,492 @@
+"""Every option and limit of the server: name, unit, default, range and help, each stated once.
+
+A value comes from the TOML file, is overridden by the environment (TT_ + the name in capitals), and that by the
+command line; `Config.origins` remembers which.  The option's name is the field's name: a TOML key as it stands,
+--with-dashes on the command line.  An option that is right in form and out of range is an error, never clamped.
+In the environment a variable that is a near miss of an option is an error; others that begin with TT_ are not ours.
+
+Rules: every error is one line that names the place, the rule and the remedy.  A Config is frozen; `reload` makes
+the next.
+Must not know: sockets, the loop, the log.
+"""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, NamedTuple, Never
+
+KIB = 1 << 10
+MIB = 1 << 20
+MINUTE = 60
+HOUR = 3600
+DAY = 24 * HOUR
+ENVIRONMENT = "TT_"
+DEFAULT = "default"  # the origin of a value that nobody set
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text is one line for the operator."""
+
+
+class Address(NamedTuple):
+    """Where to listen: an IP address in its text form, and a TCP port (0: any free one)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Exempt = IPv4Network | IPv6Network | str  # a text: one of EXEMPT_WORDS
+EXEMPT_WORDS = ("loopback", "gateways")
+
+
+class Kind(NamedTuple):
+    """How a value is written."""
+
+    rule: str  # completes the sentence "it must be ..."
+    toml: tuple[type, ...]  # the types that the file may use; everywhere else values are text
+    read: Callable[[Any], Any]  # text, or one of those types, to the value; ValueError when it cannot be
+    show: Callable[[Any], str]
+    metavar: str
+    many: bool = False  # a list in the file, commas in the environment, repeated on the command line
+
+
+class Sources(NamedTuple):
+    """What `load` was given."""
+
+    path: Path | None
+    environ: Mapping[str, str]
+    overrides: Mapping[str, Any]
+
+
+class Option(NamedTuple):
+    """What is known of one option besides its name and default."""
+
+    kind: Kind
+    help: str
+    least: float
+    most: float
+    reload: bool  # a SIGHUP makes a new value effective; otherwise the next start
+    flag: bool  # is on the command line too
+
+
+# ---- kinds of values ----------------------------------------------------------------------------------------------
+
+
+def _scaled(units: Mapping[str, int]) -> Callable[[Any], float]:
+    """A reader of numbers that may carry one of these units."""
+    pattern = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})?\s*")
+
+    def read(value: Any) -> float:
+        if not isinstance(value, str):
+            return float(value)
+        match = pattern.fullmatch(value)
+        if match is None:
+            raise ValueError
+        return float(match[1]) * units[match[2] or ""]
+
+    return read
+
+
+def _show_scaled(units: Mapping[str, int], gap: str) -> Callable[[float], str]:
+    """The inverse: in the largest unit that leaves a whole number."""
+
+    def show(value: float) -> str:
+        for unit, size in sorted(units.items(), key=lambda item: -item[1]):
+            if unit and value and value % size == 0:
+                return f"{int(value // size)}{gap}{unit}"
+        return f"{value:g}"
+
+    return show
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value.strip(), re.ASCII) is None:
+        raise ValueError
+    return int(value)
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if value.strip().lower() not in words:
+        raise ValueError
+    return words[value.strip().lower()]
+
+
+def _address(value: str) -> Address:
+    host, colon, port = value.strip().rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or (":" in host and not bracketed):
+        raise ValueError
+    address = ip_address(host[1:-1] if bracketed else host)
+    if bracketed != (address.version == 6) or _whole(port) > 65535:
+        raise ValueError
+    return Address(str(address), int(port))
+
+
+def _exempt(value: str) -> Exempt:
+    value = value.strip()
+    return value if value in EXEMPT_WORDS else ip_network(value)
+
+
+def _directory(value: str) -> Path:
+    if not value or "\0" in value:
+        raise ValueError
+    return Path(value).expanduser()
+
+
+def _choice(*words: str) -> Kind:
+    def read(value: str) -> str:
+        if value not in words:
+            raise ValueError
+        return value
+
+    return Kind(" or ".join(words), (str,), read, str, "|".join(words))
+
+
+_SECONDS = {"": 1, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY}
+_BYTES = {"": 1, "KiB": KIB, "MiB": MIB}
+DURATION = Kind(
+    "a number of seconds, or a text like 30s, 10m, 2h, 1d",
+    (int, float, str),
+    _scaled(_SECONDS),
+    _show_scaled(_SECONDS, ""),
+    "SECONDS",
+)
+SIZE = Kind(
+    "a number of bytes, or a text like 64 KiB, 1 MiB",
+    (int, str),
+    lambda value: _whole(_scaled(_BYTES)(value)),
+    _show_scaled(_BYTES, " "),
+    "BYTES",
+)
+COUNT = Kind("a whole number", (int,), _whole, str, "N")
+RATE = Kind("a whole number (a second)", (int,), _whole, lambda value: f"{value} a second", "N")
+SWITCH = Kind("true or false", (bool,), _truth, lambda value: str(value).lower(), "")
+DIRECTORY = Kind("the path of a directory", (str,), _directory, str, "DIR")
+ADDRESSES = Kind(
+    "IPv4:PORT or [IPv6]:PORT, with an address, not a name, and a port of 0 to 65535",
+    (str,),
+    _address,
+    str,
+    "ADDR:PORT",
+    many=True,
+)
+EXEMPTIONS = Kind(
+    "a network like 192.0.2.0/24 or 2001:db8::/32 without host bits, or one of the words loopback, gateways",
+    (str,),
+    _exempt,
+    str,
+    "CIDR|loopback|gateways",
+    many=True,
+)
+
+
+# ---- the options --------------------------------------------------------------------------------------------------
+
+
+def _option(  # noqa: PLR0913 - one row of the table below; every column but the first three is named where it is used
+    kind: Kind,
+    default: Any,
+    help: str,  # noqa: A002 - the word that argparse uses
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    reload: bool = True,
+    flag: bool = False,
+) -> Any:
+    return field(default=default, metadata={"option": Option(kind, help, least, most, reload, flag)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The values in force.  Durations are float seconds, sizes bytes, rates per second; lists are tuples."""
+
+    # where
+    listen: tuple[Address, ...] = _option(
+        ADDRESSES,
+        (Address("0.0.0.0", 5000), Address("::", 5000)),  # noqa: S104 - serving every interface is the purpose
+        "address and port to listen on",
+        reload=False,
+        flag=True,
+    )
+    data: Path = _option(  # noqa: RUF009 - a field, as all the others
+        DIRECTORY,
+        Path("var"),
+        "data directory: the server's key, the saved time-outs",
+        reload=False,
+        flag=True,
+    )
+
+    # time-outs
+    timeout: float = _option(
+        DURATION,
+        600.0,
+        "time-out of a source that sent what is not the protocol, or tampered with it",
+        least=1,
+        most=30 * DAY,
+        flag=True,
+    )
+    timeout_bad_hello: float = _option(
+        DURATION, 30.0, "time-out for a HELLO that does not authenticate", least=1, most=30 * DAY
+    )
+    timeout_stalled: float = _option(
+        DURATION, 10.0, "time-out for beginning a HELLO and not ending it", least=1, most=30 * DAY
+    )
+    timeout_login_failed: float = _option(
+        DURATION, 300.0, "time-out for repeated failed logins", least=1, most=30 * DAY
+    )
+    escalate: bool = _option(SWITCH, True, "double the time-out of a source at each repeat within 24 h")
+    timeout_max: float = _option(
+        DURATION, 6.0 * HOUR, "the longest time-out that doubling leads to", least=1, most=30 * DAY
+    )
+    bad_version_limit: int = _option(
+        COUNT,
+        5,
+        "frames of an unknown version from a source in a minute; the last one times it out",
+        least=1,
+        most=1000,
+    )
+    exempt: tuple[Exempt, ...] = _option(
+        EXEMPTIONS, (), "source that is disconnected and logged, but never timed out", flag=True
+    )
+    observe: bool = _option(SWITCH, False, "log what would be timed out, and time nobody out", flag=True)
+    ipv6_prefix: int = _option(
+        COUNT, 64, "bits of an IPv6 address that make one source", least=32, most=128, reload=False, flag=True
+    )
+    table_size: int = _option(
+        COUNT,
+        65536,
+        "sources the time-out table holds, for IPv4 and IPv6 each",
+        least=1024,
+        most=1 << 20,
+        reload=False,
+        flag=True,
+    )
+    save_interval: float = _option(
+        DURATION, 30.0, "time between saves of a changed time-out table", least=1, most=1 * HOUR
+    )
+
+    # connections
+    backlog: int = _option(
+        COUNT,
+        4096,
+        "connections the kernel holds until they are accepted",
+        least=1,
+        most=65535,
+        reload=False,
+        flag=True,
+    )
+    max_connections: int = _option(
+        COUNT, 0, "connections at a time; 0: as many as the descriptor limit allows", most=1 << 20, reload=False
+    )
+    connections_per_source: int = _option(
+        COUNT, 64, "connections of one source that have not logged in", least=1, most=65535
+    )
+    hello_deadline: float = _option(DURATION, 10.0, "time from accept to a whole HELLO", least=1, most=5 * MINUTE)
+    idle_before_login: float = _option(
+        DURATION, 60.0, "silence before login that ends a connection", least=1, most=1 * DAY
+    )
+    idle_after_login: float = _option(
+        DURATION, 600.0, "silence after login that ends a connection", least=1, most=7 * DAY
+    )
+    frame_deadline: float = _option(
+        DURATION, 30.0, "time from a frame's first byte to its last", least=1, most=1 * HOUR
+    )
+    output_limit: int = _option(
+        SIZE, 1 * MIB, "unsent output that makes a peer a slow reader", least=64 * KIB, most=64 * MIB
+    )
+    output_limit_before_login: int = _option(
+        SIZE, 16 * KIB, "the same before login, where a peer is owed little", least=4 * KIB, most=1 * MIB
+    )
+    drain_limit: int = _option(SIZE, 64 * KIB, "bytes read and thrown away at a graceful close", most=16 * MIB)
+    drain_deadline: float = _option(DURATION, 1.0, "time a graceful close may take", least=0.01, most=1 * MINUTE)
+
+    # work
+    hello_rate: int = _option(RATE, 20, "HELLOs of one source that are served", least=1, most=1_000_000)
+    hello_burst: int = _option(
+        COUNT, 100, "HELLOs of one source served at once, ahead of the rate", least=1, most=1_000_000
+    )
+    handshakes_per_turn: int = _option(COUNT, 16, "handshakes in one turn of the loop", least=1, most=4096)
+    accepts_per_turn: int = _option(COUNT, 256, "accepted connections in one turn of the loop", least=1, most=65536)
+    read_per_turn: int = _option(
+        SIZE, 256 * KIB, "bytes read from one connection in one turn of the loop", least=4 * KIB, most=16 * MIB
+    )
+
+    # log
+    log_format: str = _option(
+        _choice("text", "json"), "text", "form of the log lines on stderr", reload=False, flag=True
+    )
+    log_buffer: int = _option(
+        SIZE,
+        256 * KIB,
+        "log lines held while stderr is not read; further ones are dropped and counted",
+        least=4 * KIB,
+        most=64 * MIB,
+        reload=False,
+    )
+    log_timeouts_per_second: int = _option(
+        RATE, 100, "log lines of time-outs; the others of the second become one count", least=1, most=100_000
+    )
+
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    sources: Sources = field(default=Sources(None, {}, {}), compare=False, repr=False)
+
+    def origin(self, name: str) -> str:
+        """Where the value of this option comes from; DEFAULT when nobody set it."""
+        return self.origins.get(name, DEFAULT)
+
+
+OPTIONS: Mapping[str, Option] = {item.name: item.metadata["option"] for item in fields(Config) if item.metadata}
+_FIELDS: Mapping[str, Field[Any]] = {item.name: item for item in fields(Config)}
+
+
+def flag(name: str) -> str:
+    """The option as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def show(name: str, value: Any) -> str:
+    """A value of this option as a person would write it; lists with commas."""
+    kind = OPTIONS[name].kind
+    return ", ".join(kind.show(item) for item in value) or "none" if kind.many else kind.show(value)
+
+
+def default(name: str) -> Any:
+    """The value of an option that nobody sets."""
+    return _FIELDS[name].default
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Config:
+    """The configuration from a TOML file (None: no file), the environment, and the command line's options.
+
+    `overrides` holds option names with the text typed (lists of it for options that may be repeated), or with values
+    of the types that the file may use.  Raises ConfigError.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, name, raw in (*_from_file(path), *_from_environment(environ), *_from_command_line(overrides)):
+        values[name] = _parse(origin, name, raw)
+        origins[name] = origin
+    return _checked(Config(**values, origins=origins, sources=Sources(path, dict(environ), dict(overrides))))
+
+
+def reload(running: Config) -> tuple[Config, list[str]]:
+    """Read the same file again: the configuration to go on with, and the changed options that need a restart.
+
+    Those keep the value they have.  Raises ConfigError, and nothing has changed.
+    """
+    loaded = load(*running.sources)
+    keep = {name: getattr(running, name) for name, option in OPTIONS.items() if not option.reload}
+    held = [name for name, value in keep.items() if getattr(loaded, name) != value]
+    origins = {name: origin for name, origin in loaded.origins.items() if name not in keep}
+    origins |= {name: origin for name, origin in running.origins.items() if name in keep}
+    return replace(loaded, **keep, origins=origins), held
+
+
+def _from_file(path: Path | None) -> Iterable[tuple[str, str, Any]]:
+    if path is None:
+        return
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: name a readable file with -c, or leave -c out") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}: write a line per option, like timeout = 600") from None
+    for name, raw in table.items():
+        if name not in OPTIONS:
+            raise ConfigError(f"{path}: {name!r}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}")
+        yield f"{path}: {name}", name, raw
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, Any]]:
+    variables = {ENVIRONMENT + name.upper(): name for name in OPTIONS}
+    for variable in sorted(environ):
+        if variable in variables:
+            name = variables[variable]
+            raw = environ[variable]
+            many = OPTIONS[name].kind.many
+            yield f"environment {variable}", name, [item for item in raw.split(",") if item.strip()] if many else raw
+        elif variable.startswith(ENVIRONMENT) and (near := _near(variable, variables)):
+            raise ConfigError(f"environment {variable}: no such option; did you mean {near}?")
+
+
+def _from_command_line(overrides: Mapping[str, Any]) -> Iterable[tuple[str, str, Any]]:
+    for name, raw in overrides.items():
+        if name not in OPTIONS:
+            raise ConfigError(
+                f"option {flag(name)}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}"
+            )
+        yield f"option {flag(name)}", name, raw
+
+
+def _near(name: str, names: Iterable[str]) -> str | None:
+    # 0.85 takes one wrong, missing or swapped letter; what an orchestrator sets for a service called `tt` stays below.
+    return next(iter(difflib.get_close_matches(name, names, 1, 0.85)), None)
+
+
+def _nearest(name: str, names: Iterable[str], otherwise: str) -> str:
+    near = _near(name, names)
+    return f"did you mean {near!r}?" if near else otherwise
+
+
+def _parse(origin: str, name: str, raw: Any) -> Any:
+    """One option's value, checked for type and range.  The text of an environment variable has every type."""
+    kind = OPTIONS[name].kind
+    in_file = not origin.startswith(("environment ", "option "))
+    if not kind.many:
+        return _parse_item(origin, name, raw, in_file=in_file)
+    if not isinstance(raw, (list, tuple)):
+        _refuse(origin, name, raw, f"it must be a list; each item: {kind.rule}")
+    return tuple(dict.fromkeys(_parse_item(origin, name, item, in_file=in_file) for item in raw))
+
+
+def _parse_item(origin: str, name: str, raw: Any, *, in_file: bool) -> Any:
+    option = OPTIONS[name]
+    kind = option.kind
+    types = kind.toml if in_file else (*kind.toml, str)
+    # bool is an int to Python: `timeout = true` is a wrong type all the same.
+    if not isinstance(raw, types) or (isinstance(raw, bool) and bool not in types):
+        _refuse(origin, name, raw, f"it must be {kind.rule}")
+    try:
+        value = kind.read(raw)
+    except (ValueError, OverflowError, RuntimeError):  # RuntimeError: a home directory that does not exist
+        _refuse(origin, name, raw, f"it must be {kind.rule}")
+    if isinstance(value, (int, float)) and not option.least <= value <= option.most:
+        _refuse(origin, name, raw, f"out of range: it must be {kind.show(option.least)} to {kind.show(option.most)}")
+    return value
+
+
+def _refuse(origin: str, name: str, raw: Any, rule: str) -> Never:
+    # repr, cut: a value may hold anything, and the answer is one line.
+    text = ascii(raw)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    raise ConfigError(f"{origin} = {text}: {rule}; leave it out for {show(name, default(name))}")
+
+
+def _checked(config: Config) -> Config:
+    """Rules that join two options."""
+    if not config.listen:
+        raise ConfigError(f"{config.origin('listen')}: empty: name at least one ADDR:PORT to listen on")
+    if config.escalate and config.timeout_max < config.timeout:
+        raise ConfigError(
+            f"{_source(config, 'timeout')} is longer than {_source(config, 'timeout_max')}: "
+            "raise timeout_max, or set escalate = false"
+        )
+    return config
+
+
+def _source(config: Config, name: str) -> str:
+    return f"{name} {show(name, getattr(config, name))} ({config.origin(name)})"

@@ -1,0 +1,141 @@
+"""The one bridge from the loop to the operations: frames in, decrypted, decoded and answered; replies out, encrypted.
+
+A `Dispatcher` makes a `Session` of each HELLO that authenticates; the loop gives the session whole frames and sends
+what it returns.  Rules: what cannot come from an honest peer ends the connection as `tampered`; a request that is only
+wrong gets an error reply, and the others their answers.  Nothing here blocks.
+It must not know sockets, and of an operation only its name and that it can be called.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from tt import __version__, wire
+from tt.noise import NoiseError, StaticKey, Transport, consume_hello, create_welcome
+
+SERVER_NAME = "TapeTrackServer"
+MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
+
+_PING = b"\0"  # the flags byte alone
+_PING_HEADER = wire.header(wire.DATA, len(_PING) + wire.TAG)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Connection(Protocol):
+    """What a session knows of its connection: tt._core.Connection."""
+
+    @property
+    def source(self) -> str: ...
+
+    def close(self, reason: str, /) -> None: ...
+
+    def log_in(self) -> None: ...
+
+
+class OperationError(Exception):
+    """Answers one request with an error: a word for programs, a sentence for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+Operation = Callable[["Session", msgspec.Raw], object]  # session, arguments (a MessagePack map) -> what the reply holds
+
+
+class Dispatcher:
+    """Takes HELLOs for the keys in force (two during a change) and offers the operations."""
+
+    def __init__(self, keys: Sequence[StaticKey], operations: Mapping[str, Operation]) -> None:
+        self.keys = keys
+        self.operations = operations
+        self._welcome = wire.encode_welcome(wire.Welcome(SERVER_NAME, __version__))
+
+    def hello(self, connection: Connection, frame: bytes) -> "tuple[Session, bytes] | None":
+        """The session and the WELCOME frame for a HELLO frame, or None where it does not authenticate."""
+        message = frame[wire.HEADER :]
+        for key in self.keys:
+            try:
+                payload, pending = consume_hello(key, message)
+                hello = wire.decode_hello(payload)
+                welcome, transport = create_welcome(pending, self._welcome)
+            except (NoiseError, wire.Tampered):
+                continue
+            return Session(self, connection, transport, hello), wire.header(wire.WELCOME, len(welcome)) + welcome
+        return None
+
+
+class Session:
+    """One connection from its WELCOME on."""
+
+    __slots__ = ("_assembler", "_connection", "_dispatcher", "_transport", "hello")
+
+    def __init__(self, dispatcher: Dispatcher, connection: Connection, transport: Transport, hello: wire.Hello) -> None:
+        self._dispatcher = dispatcher
+        self._connection = connection
+        self._transport = transport
+        self._assembler = wire.Assembler(wire.MAX_TO_SERVER)
+        self.hello = hello
+
+    @property
+    def source(self) -> str:
+        """Whom a time-out would hit: an IPv4 address or an IPv6 prefix."""
+        return self._connection.source
+
+    @property
+    def logged_in(self) -> bool:
+        return self._assembler.flags_allowed
+
+    def log_in(self) -> None:
+        """From here on: compression, messages of several frames, longer frames, and the loop's patience for users."""
+        self._assembler.flags_allowed = True
+        self._connection.log_in()
+
+    def close(self, reason: str) -> None:
+        """End the connection, once what is being answered is sent; `reason` is one of tt._core.REASONS."""
+        self._connection.close(reason)
+
+    def receive(self, frames: list[bytes]) -> bytes:
+        """Answer whole DATA frames, in their order; the frames to send back."""
+        answers: list[bytes] = []
+        try:
+            for frame in frames:
+                body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
+                if body is None:
+                    continue
+                if body:
+                    answers += self._sealed(self._answer(body))
+                else:
+                    answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
+        except (NoiseError, wire.Tampered):
+            self._connection.close("tampered")
+        return b"".join(answers)
+
+    def closed(self, reason: str) -> None:
+        """The loop's word that the connection has ended."""
+
+    def _sealed(self, body: bytes) -> Iterable[bytes]:
+        for plaintext in wire.split_message(body, wire.MAX_DATA, compress=self.logged_in):
+            head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
+            yield head + self._transport.seal(head, plaintext)
+
+    def _answer(self, body: bytes) -> bytes:
+        requests = wire.decode_requests(body)
+        if not self.logged_in and len(requests) > MAX_REQUESTS_BEFORE_LOGIN:
+            self._connection.close("too_long")
+            requests = requests[:MAX_REQUESTS_BEFORE_LOGIN]
+        return wire.encode_replies([self._reply(request) for request in requests])
+
+    def _reply(self, request: wire.Request | wire.Malformed) -> wire.Reply:
+        if isinstance(request, wire.Malformed):
+            return wire.Reply(request.id, wire.ReplyError("malformed", request.reason))
+        operation = self._dispatcher.operations.get(request.operation)
+        if operation is None:
+            return wire.Reply(request.id, wire.ReplyError("unknown_operation", "this server has no such operation"))
+        try:
+            return wire.Reply(request.id, None, msgspec.Raw(_encode(operation(self, request.arguments))))
+        except OperationError as error:
+            return wire.Reply(request.id, wire.ReplyError(error.code, str(error)))
+        except msgspec.ValidationError as error:
+            return wire.Reply(request.id, wire.ReplyError("malformed", str(error)))

@@ -1,0 +1,152 @@
+"""What is done about time-outs in Python: said in the log, saved to the disk, and told to who wants to know.
+
+The table is in the extension and decides; this file hears of new and ended time-outs once a turn of the loop, and of
+the clock once a second.  Rules: nothing here blocks the loop: the log never waits, and the saved table is copied first
+and written by a thread.  A failure to save weakens no time-out.
+It must not know sockets or frames.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tt import log, sources, spoke, timeouts
+from tt._core import TimedOut, TimeoutTable
+from tt.config import Config
+
+MINUTE = 60.0
+NS = 1e9
+SPOKE_CODES = {name: code for code, name in enumerate(spoke.NAMES)}
+
+
+class Guard:
+    """The time-out table's keeper; all calls but the saving thread's are the loop's."""
+
+    def __init__(
+        self, settings: Config, table: TimeoutTable, file: Path, gateways: tuple[sources.Network, ...], handler: log.Handler
+    ) -> None:
+        self.counters: Callable[[], Mapping[str, Any]] = dict
+        self._table = table
+        self._file = file
+        self._handler = handler
+        self._saving: threading.Thread | None = None
+        self._saved_at = time.monotonic()
+        self._changed = False
+        self._counted_at = time.monotonic()
+        self._dropped = 0
+        self._warned: set[str] = set()
+        self._limiter = log.Limiter(settings.log_timeouts_per_second)
+        self.configure(settings, gateways)
+
+    def configure(self, settings: Config, gateways: tuple[sources.Network, ...]) -> None:
+        """Take a new configuration."""
+        self._settings = settings
+        self._gateways = gateways
+        self._limiter.per_second = settings.log_timeouts_per_second
+        self.exempt = sources.resolve(settings.exempt, gateways)
+
+    # ---- what the loop tells ----------------------------------------------------------------------------------------
+
+    def turn(self, added: Sequence[TimedOut], ended: Sequence[str]) -> None:
+        """New and ended time-outs of one turn."""
+        now = time.monotonic()
+        self._changed = True
+        for timed_out in added:
+            name = spoke.identify(timed_out.first) if timed_out.first else None
+            if timed_out.length and name:
+                self._table.set_spoke(timed_out.source, SPOKE_CODES[name], int(now * NS))
+            self._warn_of_own(timed_out)
+            if self._limiter.allow(now):
+                _say(timed_out, name)
+        self._say_left_out(now)
+        self._handler.flush()
+
+    def tick(self) -> None:
+        """About once a second: what is due."""
+        now = time.monotonic()
+        self._say_left_out(now)
+        if now - self._counted_at >= MINUTE:
+            self._counted_at = now
+            self._say_dropped()
+        if self._changed and now - self._saved_at >= self._settings.save_interval:
+            self._save_in_thread(now)
+        self._handler.flush()
+
+    def failed(self, error: BaseException) -> None:
+        """A failure of our own, which cost one connection or one report."""
+        log.LOGGER.error("internal error", exc_info=error)
+        self._handler.flush()
+
+    # ---- the log ----------------------------------------------------------------------------------------------------
+
+    def _say_left_out(self, now: float) -> None:
+        if count := self._limiter.left_out(now):
+            log.event(logging.WARNING, "more time-outs not listed", count=count)
+
+    def _say_dropped(self) -> None:
+        dropped = self.counters()["closed"]["timed_out"]
+        if count := dropped - self._dropped:
+            log.event(logging.INFO, "connections of timed-out sources closed", count=count, running=self._table.running)
+        self._dropped = dropped
+
+    def _warn_of_own(self, timed_out: TimedOut) -> None:
+        """Locking out one's own monitor or gateway is the mistake that costs operators weeks: said once, with the remedy."""
+        if not timed_out.length or timed_out.source in self._warned:
+            return
+        for word, networks in (("loopback", sources.LOOPBACK), ("gateways", self._gateways)):
+            if sources.holds(networks, timed_out.source):
+                self._warned.add(timed_out.source)
+                log.event(
+                    logging.WARNING, f"timed out an address of {word}: everybody behind it waits", source=timed_out.source,
+                    remedy=f"tt bans remove {timed_out.source}; or serve with --exempt {word}",
+                )  # fmt: skip
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Read the saved table; a bad file is said, and the table starts empty."""
+        try:
+            count = timeouts.load(self._file, self._table, time.monotonic_ns(), time.time_ns())
+        except timeouts.TimeoutsFileError as error:
+            log.event(logging.ERROR, "time-outs not restored, starting with none", error=str(error))
+            return
+        if count:
+            log.event(logging.INFO, "time-outs restored", running=self._table.running, remembered=self._table.remembered)
+
+    def save_now(self) -> None:
+        """Save in this thread, for the end of the process; waits for a save under way."""
+        if self._saving is not None:
+            self._saving.join()
+        if self._changed:
+            self._save(self._table.dump(time.monotonic_ns()), time.time_ns())
+
+    def _save_in_thread(self, now: float) -> None:
+        if self._saving is not None and self._saving.is_alive():
+            return
+        self._saved_at = now
+        self._changed = False
+        snapshot = self._table.dump(time.monotonic_ns()), time.time_ns()
+        self._saving = threading.Thread(target=self._save, args=snapshot, name="tt-save", daemon=True)
+        self._saving.start()
+
+    def _save(self, dump: bytes, utc_now: int) -> None:
+        try:
+            timeouts.save(self._file, dump, utc_now)
+        except timeouts.TimeoutsFileError as error:
+            self._changed = True  # tried again at the next interval
+            log.event(logging.ERROR, "time-outs not saved", error=str(error))
+
+
+def _say(timed_out: TimedOut, name: str | None) -> None:
+    if timed_out.length:
+        words = "timed out"
+    else:
+        words = "exempt, disconnected" if timed_out.exempt else "would be timed out"
+    log.event(
+        logging.WARNING, words, source=timed_out.source, reason=timed_out.reason,
+        seconds=round(timed_out.length / NS, 3) if timed_out.length else None,
+        before=timed_out.before if timed_out.length else None, looks=name, first=timed_out.first or None,
+    )  # fmt: skip
