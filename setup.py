@@ -31,7 +31,9 @@ setup(
         [core],
         force=True,  # flavours differ in directives; by timestamp alone one would reuse another's C
         build_dir="build",
-        include_path=["ext"],  # the module is tt._core but its file is ext/_core.pyx: a .pxd beside it is not found by itself
+        include_path=[
+            "ext"
+        ],  # the module is tt._core but its file is ext/_core.pyx: a .pxd beside it is not found by itself
         annotate=True,  # build/ext/_core.html: tests/test_build.py reads the scores of the hot functions there
         compiler_directives={
             "language_level": 3,

@@ -187,6 +187,9 @@ class Peer:
     def close(self) -> None:
         self._stopped.set()
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        for link in self.links:  # a test that failed has left its client open
+            with contextlib.suppress(OSError):
+                link.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         if self._failures:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,9 +142,10 @@ def test_a_directory_a_fifo_or_a_dangling_link_in_place_of_the_key_is_named(tmp_
     with pytest.raises(keys.KeyFileError, match="no regular file"):
         keys.create_or_load(tmp_path)
     path.rmdir()
-    os.mkfifo(path, 0o600)  # nobody writes: an open that waits would hang here
-    with pytest.raises(keys.KeyFileError, match="no regular file"):
-        keys.create_or_load(tmp_path)
+    os.mkfifo(path, 0o600)  # nobody writes, so an open that waits would wait for ever: in a process with a time-out
+    script = "import sys, pathlib; from tt import keys; keys.create_or_load(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, timeout=10, check=False)
+    assert b"no regular file" in done.stderr
     path.unlink()
     path.symlink_to(tmp_path / "gone")
     with pytest.raises(keys.KeyFileError, match="link to a file that is not there"):

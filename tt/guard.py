@@ -26,7 +26,12 @@ class Guard:
     """The time-out table's keeper; all calls but the saving thread's are the loop's."""
 
     def __init__(
-        self, settings: Config, table: TimeoutTable, file: Path, gateways: tuple[sources.Network, ...], handler: log.Handler
+        self,
+        settings: Config,
+        table: TimeoutTable,
+        file: Path,
+        gateways: tuple[sources.Network, ...],
+        handler: log.Handler,
     ) -> None:
         self.counters: Callable[[], Mapping[str, Any]] = dict
         self._table = table
@@ -93,16 +98,15 @@ class Guard:
         self._dropped = dropped
 
     def _warn_of_own(self, timed_out: TimedOut) -> None:
-        """Locking out one's own monitor or gateway is the mistake that costs operators weeks: said once, with the remedy."""
+        """Locking out one's own monitor or gateway is what costs operators weeks: said once, with the remedy."""
         if not timed_out.length or timed_out.source in self._warned:
             return
         for word, networks in (("loopback", sources.LOOPBACK), ("gateways", self._gateways)):
             if sources.holds(networks, timed_out.source):
                 self._warned.add(timed_out.source)
-                log.event(
-                    logging.WARNING, f"timed out an address of {word}: everybody behind it waits", source=timed_out.source,
-                    remedy=f"tt bans remove {timed_out.source}; or serve with --exempt {word}",
-                )  # fmt: skip
+                remedy = f"tt bans remove {timed_out.source}; or serve with --exempt {word}"
+                words = f"timed out an address of {word}: everybody behind it waits"
+                log.event(logging.WARNING, words, source=timed_out.source, remedy=remedy)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +118,9 @@ class Guard:
             log.event(logging.ERROR, "time-outs not restored, starting with none", error=str(error))
             return
         if count:
-            log.event(logging.INFO, "time-outs restored", running=self._table.running, remembered=self._table.remembered)
+            log.event(
+                logging.INFO, "time-outs restored", running=self._table.running, remembered=self._table.remembered
+            )
 
     def save_now(self) -> None:
         """Save in this thread, for the end of the process; waits for a save under way."""
@@ -141,12 +147,10 @@ class Guard:
 
 
 def _say(timed_out: TimedOut, name: str | None) -> None:
+    fields: dict[str, object] = {"source": timed_out.source, "reason": timed_out.reason}
     if timed_out.length:
         words = "timed out"
+        fields |= {"seconds": round(timed_out.length / NS, 3), "before": timed_out.before}
     else:
         words = "exempt, disconnected" if timed_out.exempt else "would be timed out"
-    log.event(
-        logging.WARNING, words, source=timed_out.source, reason=timed_out.reason,
-        seconds=round(timed_out.length / NS, 3) if timed_out.length else None,
-        before=timed_out.before if timed_out.length else None, looks=name, first=timed_out.first or None,
-    )  # fmt: skip
+    log.event(logging.WARNING, words, **fields, looks=name, first=timed_out.first or None)

@@ -51,7 +51,7 @@ def _serve(settings: config.Config) -> int:
     key, created = keys.create_or_load(data)
     places = _places(settings.max_connections)
     gateways = _gateways()
-    listeners = _listeners(settings)
+    listeners = open_listeners(settings)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts: threads inherit it
     sys.setswitchinterval(SWITCH_INTERVAL)
     _name_process()
@@ -139,7 +139,7 @@ def _data_directory(path: Path) -> Path:
     except OSError as error:
         _refuse(f"data directory {path}", error, "name one that can be made, with --data")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StartError(f"data directory {path}: not readable and writable: give it to this user, or name another with --data")
+        raise StartError(f"data directory {path}: not writable: give it to this user, or name another with --data")
     return path
 
 
@@ -150,7 +150,7 @@ def _places(configured: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     room = hard - SPARE_DESCRIPTORS
     if room < 1:
-        raise StartError(f"at most {hard} descriptors may be open: {SPARE_DESCRIPTORS + 1} are needed; raise the limit (ulimit -n)")
+        raise StartError(f"descriptor limit {hard}: it must be over {SPARE_DESCRIPTORS}: raise it (ulimit -Hn)")
     most = config.OPTIONS["max_connections"].most
     return int(min(configured or most, room, most))
 
@@ -162,7 +162,7 @@ def _gateways() -> tuple[sources.Network, ...]:
         raise StartError(f"gateways: netlink does not answer: {error.strerror}: allow AF_NETLINK sockets") from error
 
 
-def _listeners(settings: config.Config) -> list[socket.socket]:
+def open_listeners(settings: config.Config) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
         for address in settings.listen:
@@ -184,7 +184,8 @@ def _listen(address: config.Address, settings: config.Config) -> socket.socket |
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
         if by_default and family == socket.AF_INET6:
-            return _leave_out(address)
+            _say_left_out(address)
+            return None
         _refuse(f"{address}", error, "leave the address out with --listen")
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -198,12 +199,13 @@ def _listen(address: config.Address, settings: config.Config) -> socket.socket |
     except OSError as error:
         listener.close()
         if by_default and family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
-            return _leave_out(address)
+            _say_left_out(address)
+            return None
         _refuse(f"{address}", error, "name a free address and port with --listen, or stop who has it (ss -ltnp)")
     return listener
 
 
-def _leave_out(address: config.Address) -> None:
+def _say_left_out(address: config.Address) -> None:
     print(f"tt: {address}: no IPv6 on this host: listening on IPv4 alone", file=sys.stderr)
 
 

@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         loaded = config.load(args.config, os.environ, overrides)
     except config.ConfigError as error:
         raise output.Exit(output.USAGE, str(error)) from error
-    from tt import serve  # noqa: PLC0415 - not for `tt serve --help`, nor for an error in the configuration
+    from tt.serve import main  # noqa: PLC0415 - not for `tt serve --help`, nor for an error in the configuration
 
-    return serve.main(loaded)
+    return main(loaded)
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, option: config.Option) -> None:

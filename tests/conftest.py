@@ -1,0 +1,22 @@
+"""Fixtures that several test modules share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from harness import Running
+
+
+@pytest.fixture
+def run_server(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts servers (harness.Running) that end, checked, with the test."""
+    with ExitStack() as servers:
+        count = 0
+
+        def start(operations=None, **options) -> Running:
+            nonlocal count
+            count += 1
+            return servers.enter_context(Running(options.pop("data", tmp_path / f"data{count}"), operations, **options))
+
+        yield start
