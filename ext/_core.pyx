@@ -25,22 +25,28 @@ from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
 from budget cimport (
-    budget, budget_claim, budget_hello, budget_release, budget_table, budget_version, budgets_free, budgets_init,
+    budget, budget_claim, budget_hello, budget_release, budget_version, budgets_free, budgets_init,
 )
-from chain cimport NONE, chain, chain_append, chain_clear, chain_remove, link
+from chain cimport NONE, chain_append, chain_clear, chain_remove
 from frame cimport (
     DATA, DATA_LEAST, DATA_MOST, DATA_MOST_GUEST, FRAME_MORE, FRAME_WHOLE, HEADER, HELLO, HELLO_LEAST, HELLO_MOST,
     PROTOCOL_VERSION, REFUSE, TAG, WELCOME, frame_verdict,
 )
 from linux cimport (
-    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLET, EPOLLHUP,
+    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP,
     EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC, SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
     accept4, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, monotonic_ns, ntohl, ntohs, read, recv,
     send, set_linger, shutdown, sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in,
     sockaddr_in6, sockaddr_storage, socklen_t,
 )
+from model cimport (
+    ACCEPT_PAUSE, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
+    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_DUE, LINK_GUEST, LINK_READY, LISTENER,
+    ON_TIME, OPEN_VERDICT, QUEUED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST, STOP_DEADLINE, TICK,
+    VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
+)
 from names cimport (
-    R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_PEER_CLOSED, R_SHUTDOWN, R_SILENT, R_SLOW_READER,
+    R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED, R_SHUTDOWN, R_SILENT, R_SLOW_READER,
     R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE, S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING,
     STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
 )
@@ -55,157 +61,14 @@ from timeout_table cimport (
 
 include "faces.pxi"
 
-# A new time-out, as the application is told: its source, reason, length in ns (0: nobody was timed out, because the
-# source is exempt or the server only observes), how often before, whether exempt, and up to 32 of its first bytes.
-TimedOut = namedtuple("TimedOut", "source reason length before exempt first")
+# A new time-out, as the application is told: its source as text and as packed bytes, its reason, start and end (ns of
+# CLOCK_MONOTONIC; both 0 where nobody was timed out, because the source is exempt or the server only observes), how
+# often before, whether exempt, and up to 32 of its first bytes.
+TimedOut = namedtuple("TimedOut", "source key reason start end before exempt first")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the loop is made of
+# The queues of a connection
 # ---------------------------------------------------------------------------------------------------------------------
-
-cdef enum:
-    EVENTS_PER_TURN = 512
-    EXPIRIES_PER_TURN = 256     # deadlines that may close connections in one turn
-    SOURCES_LEAST = 65536       # whose budgets are remembered
-    RECORDS = 1024              # new or ended time-outs that wait for the end of the turn
-    FIRST_BYTES = 32            # how many of a stranger's bytes the log may show
-    ACCEPT_PAUSE = 100_000_000  # ns without accept() when descriptors or memory ran out and nobody could be closed
-    VERSION_WINDOW = 60_000_000_000
-    REFUSE_INTERVAL = 1_000_000_000
-    TICK = 1_000_000_000
-    STOP_DEADLINE = 3_000_000_000
-    LISTENER = 0xFFFFFFFF       # as a generation in epoll's data: not a connection
-    WAKER = 0xFFFFFFFE
-    OPEN_VERDICT = 0xFF         # conn.verdict: none
-
-cdef enum:  # conn.flags
-    READABLE = 1                # the socket may have bytes
-    WRITABLE = 2                # the socket may take bytes
-    HUNG_UP = 4                 # the peer closed its side: a short read does not mean that nothing follows
-    QUEUED = 8                  # in loop.ready
-    ON_TIME = 16                # in loop.hellos
-
-cdef enum:  # the links of a connection
-    LINK_DUE                    # one of loop.due
-    LINK_READY                  # loop.ready, or loop.hellos while it waits for its handshake
-    LINK_GUEST                  # the connections of one source that are not logged in
-    LINKS
-
-cdef enum:  # the classes of deadlines; in each all have one length, so that its queue is in order by itself
-    DUE_CLOSING                 # in the order in which they give way when the server is full
-    DUE_HELLO
-    DUE_RETRY                   # a HELLO over its source's rate tries again
-    DUE_FRAME_GUEST
-    DUE_IDLE_GUEST
-    DUE_FRAME_USER              # from here on never: they are logged in
-    DUE_IDLE_USER
-    DUES
-    DUE_NONE = 0xFF
-
-cdef struct conn:
-    int fd
-    uint32_t generation         # counts the uses of this place: an event for an earlier one is stale
-    source_key source
-    uint8_t address[16]         # the peer's own address, IPv4 as v4-mapped
-    uint16_t port
-    uint8_t state               # tt_state
-    uint8_t flags
-    uint8_t due                 # its class of deadline
-    uint8_t verdict             # OPEN_VERDICT, or the tt_reason with which it is to end
-    uint32_t budget             # its source's slot
-    int64_t since               # accepted at, ns
-    int64_t due_since           # when it entered its class of deadline, ns
-    link links[LINKS]
-    uint8_t* held               # a partial frame; while waiting for the handshake the HELLO and what follows
-    uint32_t held_size
-    uint32_t drained            # bytes thrown away while closing
-    uint8_t* output             # what the socket did not take
-    uint64_t output_size
-    uint64_t output_sent
-    PyObject* session           # the application's, from the handshake on
-    PyObject* more              # an iterator: the rest of a long reply
-
-cdef struct span:
-    uint32_t at
-    uint32_t size
-
-cdef struct listener:
-    int fd
-    bint ready
-
-cdef struct network:            # an exempt one
-    source_key address
-    source_key mask
-
-cdef struct record:             # of a new time-out, for the application
-    source_key source
-    int64_t length              # ns; 0: nobody was timed out
-    uint16_t before
-    uint8_t reason
-    bint exempt
-    uint8_t first_size
-    uint8_t first[FIRST_BYTES]
-
-cdef struct limits:
-    uint32_t connections        # in all
-    uint32_t guests             # of one source, not logged in
-    uint32_t accepts            # a turn and listener
-    uint32_t handshakes         # a turn
-    uint32_t read               # bytes a turn and connection
-    uint64_t output             # unsent bytes beyond which a connection is not read
-    uint64_t output_guest       # the same before login
-    uint32_t drain              # bytes
-    uint16_t versions           # unknown ones of a source in a minute: the one that times out
-    int64_t hello_interval      # ns
-    int64_t hello_burst
-    int64_t due[DUES]           # ns
-    int64_t length[REASONS_COUNT]     # of the time-out, ns
-    bint hard[REASONS_COUNT]          # a repeat doubles
-    int64_t longest             # to which doubling goes, ns
-    bint observe                # say who would be timed out, time out nobody
-
-cdef struct counters:
-    uint64_t accepted
-    uint64_t accept_failures
-    uint64_t handshakes
-    uint64_t frames
-    uint64_t closed[REASONS_COUNT]
-    uint64_t states[STATES_COUNT]     # connections now
-
-cdef struct loop:
-    int epoll
-    int64_t now                 # CLOCK_MONOTONIC at the start of the turn
-    limits limits
-    counters count
-    timeout_table* tables       # [0] IPv4, [1] IPv6: the TimeoutTable's own
-    unsigned int ipv6_prefix
-    budget_table budgets
-    conn* conns
-    uint32_t places             # how many conns there are
-    uint32_t used               # conns [0, used) have been used at least once
-    chain unused                # places that are free again, through LINK_READY
-    uint32_t open               # connections now
-    chain due[DUES]
-    chain ready
-    uint32_t ready_count
-    chain hellos                # on time, wait for their handshake
-    listener* listeners
-    uint32_t listener_count
-    int64_t accept_after        # no accept() before
-    network* exempt
-    uint32_t exempt_count
-    uint8_t* buffer             # the one receive buffer: a partial frame is put before what arrives
-    span* spans                 # the whole frames in it
-    record* added
-    uint32_t added_count
-    source_key* ended
-    uint32_t ended_count
-    int64_t tick_at
-    bint stopping
-    int64_t stop_at
-    PyObject* app               # borrowed from the Server, as is `server`
-    PyObject* server
-
 
 cdef inline void queue_due(loop* l, conn* c, uint8_t due) noexcept nogil:
     """Moves the connection to the end of a class of deadlines; DUE_NONE takes it out."""
@@ -463,6 +326,8 @@ cdef bint judge(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
         at += total
     if count and not dispatch(l, c, p, count):
         return False
+    if c.state == S_CLOSING:
+        return True
     if at == n:
         queue_due(l, c, DUE_IDLE_USER if c.state == S_LOGGED_IN else DUE_IDLE_GUEST)
         return True
@@ -502,39 +367,55 @@ cdef bint refuse(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n) noexcept nogil:
-    """Times out the source of the connection, resets it, and every other of that source that is not logged in."""
+    """Times out the source of the connection, and resets it."""
+    cdef source_key source = c.source
     cdef record* r
-    cdef timeout_slot* slot
+    if is_exempt(l, c) or l.limits.observe:
+        r = new_record(l, source, reason)
+        r.exempt = is_exempt(l, c)
+    else:
+        r = time_out(l, source, reason, l.limits.length[<int>reason], l.limits.hard[<int>reason])
+    r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
+    if n:
+        memcpy(r.first, p, r.first_size)
+    end(l, c, reason, True)
+    if r.end:
+        reset_guests(l, source)
+    return False
+
+
+cdef record* time_out(loop* l, source_key source, tt_reason reason, int64_t length, bint hard) noexcept nogil:
+    """Into the table; the record goes to the application at the end of the turn."""
+    cdef record* r = new_record(l, source, reason)
     cdef source_key evicted
     cdef bint gave_way
-    cdef timeout_table* table = table_of(l, c.source)
-    cdef budget* b = &l.budgets.slots[c.budget]
+    cdef timeout_slot* slot = table_add(
+        table_of(l, source), source, l.now, length, <uint8_t>reason, hard, l.limits.longest, &evicted, &gave_way)
+    r.start, r.end, r.before = slot.start, slot.end, slot.before
+    if gave_way:
+        l.ended[l.ended_count] = evicted
+        l.ended_count += 1
+    return r
+
+
+cdef record* new_record(loop* l, source_key source, tt_reason reason) noexcept nogil:
+    cdef record* r
     if l.added_count == RECORDS or l.ended_count == RECORDS:
         report(l)
     r = &l.added[l.added_count]
     l.added_count += 1
-    r.source = c.source
+    memset(r, 0, sizeof(record))
+    r.source = source
     r.reason = <uint8_t>reason
-    r.exempt = is_exempt(l, c)
-    r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
-    if r.first_size:
-        memcpy(r.first, p, r.first_size)
-    r.length = 0
-    r.before = 0
-    if r.exempt or l.limits.observe:
-        return end(l, c, reason, True)
-    slot = table_add(
-        table, c.source, l.now, l.limits.length[<int>reason], <uint8_t>reason, l.limits.hard[<int>reason], l.limits.longest, &evicted, &gave_way)
-    r.length = slot.end - l.now
-    r.before = slot.before
-    if gave_way:
-        l.ended[l.ended_count] = evicted
-        l.ended_count += 1
-    # Logged-in connections stay: one bad machine behind a gateway must not cut off its colleagues.
-    end(l, c, reason, True)
-    while b.guest_count:
-        end(l, &l.conns[b.guests.head], R_TIMED_OUT, True)
-    return False
+    return r
+
+
+cdef void reset_guests(loop* l, source_key source) noexcept nogil:
+    """Logged-in connections stay: one bad machine behind a gateway must not cut off its colleagues."""
+    cdef uint32_t place = index_find(&l.budgets.index, source)
+    if place != NO_SLOT:
+        while l.budgets.slots[place].guest_count:
+            end(l, &l.conns[l.budgets.slots[place].guests.head], R_TIMED_OUT, True)
 
 
 cdef bint is_exempt(loop* l, conn* c) noexcept nogil:
@@ -748,10 +629,10 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
         return end(l, c, reason, False)
     c.verdict = OPEN_VERDICT
     l.count.closed[<int>reason] += 1
-    goodbye(l, c, reason)
     if is_guest(c):
         leave_guests(l, c)
     set_state(l, c, S_CLOSING)
+    goodbye(l, c, reason)
     release_held(c)
     if unsent(c) or c.more != NULL:
         queue_due(l, c, DUE_FRAME_GUEST)
@@ -871,21 +752,21 @@ cdef void sweep_turn(loop* l) noexcept nogil:
 
 cdef void report(loop* l) noexcept with gil:
     """New and ended time-outs of the turn, to the application."""
-    cdef uint32_t i
-    cdef record* r
+    cdef uint32_t i, added_count = l.added_count, ended_count = l.ended_count
+    l.added_count = l.ended_count = 0  # first: a failure below must not leave the records full
     try:
-        added = []
-        for i in range(l.added_count):
-            r = &l.added[i]
-            added.append(TimedOut(
-                source_format(r.source, l.ipv6_prefix), tt_reasons[r.reason].name.decode(), r.length, r.before, r.exempt,
-                PyBytes_FromStringAndSize(<const char*>r.first, r.first_size),
-            ))
-        ended = [source_format(l.ended[i], l.ipv6_prefix) for i in range(l.ended_count)]
-        l.added_count = l.ended_count = 0
+        added = [added_record(l, &l.added[i]) for i in range(added_count)]
+        ended = [source_pack(l.ended[i]) for i in range(ended_count)]
         (<object>l.app).turn(added, ended)
     except BaseException as error:
         (<object>l.app).failed(error)
+
+
+cdef object added_record(loop* l, record* r):
+    return TimedOut(
+        source_format(r.source, l.ipv6_prefix), source_pack(r.source), tt_reasons[r.reason].name.decode(), r.start, r.end,
+        r.before, r.exempt, PyBytes_FromStringAndSize(<const char*>r.first, r.first_size),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -922,8 +803,11 @@ cdef void take_event(loop* l, uint64_t data, uint32_t events) noexcept nogil:
     if generation == LISTENER:
         l.listeners[i].ready = True
         return
-    if generation == WAKER:
+    if generation == SIGNALS:
         take_signals(l, <int>i)
+        return
+    if generation == WATCHED:
+        call_watcher(l, <int>i, events)
         return
     c = &l.conns[i]
     if c.generation != generation or c.state == S_FREE:
@@ -962,6 +846,15 @@ cdef void take_signals(loop* l, int fd) noexcept nogil:
                 (<object>l.app).signal(<int>info.ssi_signo)
             except BaseException as error:
                 (<object>l.app).failed(error)
+
+
+cdef void call_watcher(loop* l, int fd, uint32_t events) noexcept with gil:
+    try:
+        watcher = (<Server>l.server).watchers.get(fd)
+        if watcher is not None:  # else an earlier event of this turn took it away
+            watcher(bool(events & ~<uint32_t>EPOLLOUT), bool(events & EPOLLOUT))
+    except BaseException as error:
+        (<object>l.app).failed(error)
 
 
 cdef void tick(loop* l) noexcept with gil:
@@ -1036,7 +929,7 @@ cdef class Server:
         app.hello(connection, hello: bytes) -> (session, welcome: bytes) | None     None: it did not authenticate
         session.receive(frames: list[bytes]) -> bytes | iterator of bytes | None    whole frames, whole frames back
         session.closed(reason: str)
-        app.turn(added: list[TimedOut], ended: list[str])                           sources, once a turn
+        app.turn(added: list[TimedOut], ended: list[bytes])                         once a turn; packed sources
         app.tick()                                                                  about once a second
         app.signal(number: int), app.failed(error: BaseException)
     """
@@ -1044,6 +937,7 @@ cdef class Server:
     cdef loop l
     cdef TimeoutTable table
     cdef object app
+    cdef dict watchers
     cdef int signal_fd
 
     def __cinit__(self):
@@ -1055,7 +949,7 @@ cdef class Server:
         cdef uint32_t i
         if l.epoll >= 0:
             raise RuntimeError("a Server is made once")
-        self.table, self.app = table, app
+        self.table, self.app, self.watchers = table, app, {}
         l.app, l.server, l.tables, l.ipv6_prefix = <PyObject*>app, <PyObject*>self, table.families, table.ipv6_prefix
         l.places = places
         l.count.states[<int>S_FREE] = places
@@ -1080,17 +974,49 @@ cdef class Server:
         for i, fd in enumerate(listeners):
             l.listeners[i].fd = fd
             l.listener_count += 1
-            self.watch(fd, <uint64_t>LISTENER << 32 | i)
+            self.register(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, <uint64_t>LISTENER << 32 | i)
         if signals:
             self.open_signals(signals)
 
-    cdef int watch(self, int fd, uint64_t data) except -1:
+    cdef int register(self, int operation, int fd, uint32_t events, uint64_t data) except -1:
         cdef epoll_event event
-        event.events = EPOLLIN | EPOLLET
+        event.events = events
         event.data.u64 = data
-        if epoll_ctl(self.l.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+        if epoll_ctl(self.l.epoll, operation, fd, &event) < 0:
             raise OSError(errno, f"descriptor {fd} cannot be watched")
         return 0
+
+    def watch(self, int fd, watcher, *, bint reading=True, bint writing=False):
+        """Calls watcher(readable, writable) whenever the descriptor is so, in every turn (level-triggered)."""
+        cdef uint32_t events = (EPOLLIN if reading else 0) | (EPOLLOUT if writing else 0)
+        self.register(EPOLL_CTL_MOD if fd in self.watchers else EPOLL_CTL_ADD, fd, events, <uint64_t>WATCHED << 32 | <uint32_t>fd)
+        self.watchers[fd] = watcher
+
+    def unwatch(self, int fd):
+        """Ends what watch began; before the descriptor is closed."""
+        if self.watchers.pop(fd, None) is not None:
+            self.register(EPOLL_CTL_DEL, fd, 0, 0)
+
+    def time_out(self, str source not None, int64_t length_ns):
+        """Times out a source by hand, as its TimeoutRecord; its connections without a login are reset."""
+        cdef source_key key = source_parse(source, self.l.ipv6_prefix)
+        if not 0 < length_ns <= LONGEST:
+            raise ValueError(f"a time-out of {length_ns} ns: it must be 1 ns .. 30 days")
+        self.l.now = monotonic_ns()
+        time_out(&self.l, key, R_OPERATOR, length_ns, False)
+        reset_guests(&self.l, key)
+        return self.table.find(source, self.l.now)
+
+    def lift(self, str source not None):
+        """Ends and forgets a time-out, repeats too.  False: there was none, running or remembered."""
+        cdef source_key key = source_parse(source, self.l.ipv6_prefix)
+        if self.l.ended_count == RECORDS:
+            report(&self.l)
+        if not table_remove(table_of(&self.l, key), key):
+            return False
+        self.l.ended[self.l.ended_count] = key
+        self.l.ended_count += 1
+        return True
 
     cdef int open_signals(self, signals) except -1:
         cdef sigset_t wanted
@@ -1100,7 +1026,8 @@ cdef class Server:
         self.signal_fd = signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC)
         if self.signal_fd < 0:
             raise OSError(errno, "signalfd failed")
-        return self.watch(self.signal_fd, <uint64_t>WAKER << 32 | <uint32_t>self.signal_fd)
+        return self.register(
+            EPOLL_CTL_ADD, self.signal_fd, EPOLLIN | EPOLLET, <uint64_t>SIGNALS << 32 | <uint32_t>self.signal_fd)
 
     def __dealloc__(self):
         cdef loop* l = &self.l

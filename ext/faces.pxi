@@ -71,6 +71,13 @@ cdef str source_format(source_key key, unsigned int ipv6_prefix):
     return address if ipv6_prefix == 128 or source_is_link_local(key) else f"{address}/{ipv6_prefix}"
 
 
+cdef bytes source_pack(source_key key):
+    """The address in network order: 4 bytes of IPv4, 16 of IPv6 with the bits behind its prefix 0."""
+    if source_is_v4(key):
+        return int(<uint32_t>key.lo).to_bytes(4, "big")
+    return (int(key.hi) << 64 | int(key.lo)).to_bytes(16, "big")
+
+
 def source_text(str address, unsigned int ipv6_prefix=64):
     """The source that `address` counts as, in canonical text. ValueError: it is no address."""
     check_prefix(ipv6_prefix)
@@ -267,6 +274,29 @@ cdef class TimeoutTable:
         """When to call expire next, ns: `now` when that is due, None when nothing runs."""
         cdef int64_t due = min(table_next(&self.families[0], now), table_next(&self.families[1], now))
         return None if due == NEVER else due
+
+    def page(self, uint64_t start, uint32_t places, int64_t now):
+        """The running time-outs in `places` places of the table from place `start` on, in no order.
+
+        (records, where to go on); the last page goes on at None.  Between pages the table may change: what runs all the
+        while is in exactly one page.
+        """
+        cdef list records = []
+        cdef timeout_table* t
+        cdef uint64_t place
+        cdef uint32_t slot
+        now = max(now, self.families[0].now, self.families[1].now)
+        for place in range(start, start + places):
+            t = &self.families[0]
+            if place >= t.fresh:
+                place -= t.fresh
+                t = &self.families[1]
+                if place >= t.fresh:
+                    return records, None
+            slot = <uint32_t>place
+            if slot_is_known(t, slot, now) and t.slots[slot].end > now:
+                records.append(self.record(t, slot))
+        return records, start + places
 
     def entries(self, int64_t now, *, bint remembered=False):
         """The running time-outs as TimeoutRecords, in no order; with `remembered` also those ended in the last 24 h."""

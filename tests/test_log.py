@@ -202,6 +202,16 @@ def test_the_last_lines_reach_a_reader_that_is_slow(start: Start, pipe: tuple[in
     assert os.read(pipe[0], 4096).endswith(b" error the end\n")
 
 
+def test_a_line_after_the_end_goes_to_no_file_that_took_over_the_descriptor(start: Start, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        handler = start(file.fileno())
+        handler.close()
+        fill(1)
+        handler.flush()
+        handler.close()
+    assert (tmp_path / "log").read_bytes() == b""
+
+
 def test_a_closed_stderr_is_survived(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     handler = start(2)

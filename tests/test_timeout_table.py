@@ -162,7 +162,8 @@ def test_a_lifted_source_is_forgotten_with_its_repeats() -> None:
 
 @pytest.mark.parametrize("start", [0, SECOND - 1, 12345 * SECOND + 678, RING - 1, RING, 10**18 + 1])
 @pytest.mark.parametrize(
-    "length", [1, TICK - 1, TICK, TICK + 1, SECOND - 1, SECOND, 90 * SECOND, RING - SECOND, RING, RING + 1, LONGEST]
+    "length",
+    [1, TICK - 1, TICK, TICK + 1, SECOND - 1, SECOND, 90 * SECOND, RING - SECOND, RING, RING + 1, 40 * HOUR, LONGEST],
 )
 def test_a_sweep_removes_within_a_64th_of_a_second_of_the_end(start: int, length: int) -> None:
     table = TimeoutTable(4, now=start)
@@ -207,15 +208,18 @@ def test_a_jump_of_more_than_a_turn_ends_everything_that_is_over(jump: int) -> N
 
 
 def test_more_ends_in_one_second_than_a_call_moves_are_all_swept() -> None:
-    table = TimeoutTable(20_000)
-    for number in range(20_000):
-        table.add(f"10.0.{number >> 8}.{number & 255}", 1, 100 * SECOND + number, 0)
-    assert table.next(0) == 100 * SECOND
-    now = 100 * SECOND + TICK
-    assert len(table.expire(now)) < 20_000
-    assert table.next(now) == now, "work is left"
-    assert len(expire_all(table, now)) == 20_000 - 4096
-    assert (table.running, table.remembered) == (0, 20_000)
+    table = TimeoutTable(10_000)
+    for number in range(10_000):
+        table.add(f"10.0.{number >> 8}.{number & 255}", 1, 100 * SECOND + 40 * TICK + number, 0)
+    now = table.next(0)
+    assert now == 100 * SECOND
+    for _ in range(2):
+        assert table.expire(now) == []
+        assert table.next(now) == now, "work is left"
+    assert table.expire(now) == []
+    assert table.next(now) == now + 41 * TICK
+    assert len(expire_all(table, now + 41 * TICK)) == 10_000
+    assert (table.running, table.remembered) == (0, 10_000)
 
 
 def test_more_ends_beyond_the_ring_than_a_call_examines_come_into_it_in_time() -> None:
@@ -237,15 +241,14 @@ def test_those_that_leave_while_the_far_ones_are_examined_do_not_confuse_it() ->
     table = TimeoutTable(10_000)
     sources = [f"10.0.{number >> 8}.{number & 255}" for number in range(10_000)]
     for source in sources:
-        table.add(source, 1, 3 * RING, 0)
+        table.add(source, 1, RING + 5 * SECOND, 0)
     now = table.next(0)
     table.expire(now)
-    for source in sources[:9_000]:
-        table.remove(source)
+    for source in sources[5_000:]:
+        assert table.remove(source)
     assert expire_all(table, now) == []
-    for source in sources[9_000:]:
-        table.remove(source)
-    assert table.next(now) is None
+    assert table.next(now) == RING + 5 * SECOND
+    assert len(expire_all(table, RING + 6 * SECOND)) == 5_000
 
 
 def test_ended_ones_are_forgotten_after_24_h() -> None:
@@ -385,14 +388,35 @@ def test_an_empty_table_is_saved_and_restored() -> None:
     assert TimeoutTable(8).load(TimeoutTable(8).dump(5), 0) == 0
 
 
+HEADER = 16  # of a dump; then the entries
 ENTRY = 48
-HEADER = 16
-END = 24  # of an entry: the field behind its 16-byte key and its start
+START, END, DROPPED = 16, 24, 32  # where an entry has these fields
+
+
+def test_a_full_table_gives_no_running_time_out_for_a_remembered_one() -> None:
+    dump = filled().dump(100 * SECOND)
+    other = TimeoutTable(2)
+    other.add(C, 1, SECOND, 0)
+    other.add(B, 1, HOUR, 0)
+    assert other.load(dump[: HEADER - 8] + (1).to_bytes(8, "little") + dump[HEADER : HEADER + ENTRY], 0) == 0
+    assert {r.source for r in other.entries(0, remembered=True)} == {B, C}
+
+
+def test_the_count_of_dropped_connections_is_of_this_time_out() -> None:
+    saved = TimeoutTable(1)
+    saved.add(A, 1, 10 * SECOND, 0)
+    dump = saved.dump(0)
+    at = HEADER + DROPPED
+    table = TimeoutTable(1)
+    table.load(dump[:at] + (7).to_bytes(4, "little") + dump[at + 4 :], 0)
+    assert table.find(A, 0).dropped == 7
+    assert table.add(A, 1, 20 * SECOND, 10 * SECOND - 1).dropped == 7, "renewed while it ran"
+    assert table.add(A, 1, SECOND, 30 * SECOND - 1).dropped == 0
 
 
 def test_a_dump_with_an_impossible_time_is_refused_whole() -> None:
     dump = filled().dump(100 * SECOND)
-    for offset in (16, END):
+    for offset in (START, END):
         for value in (-(2**63), -32 * DAY, LONGEST + 1, 2**63 - 1):
             at = len(dump) - ENTRY + offset
             table = TimeoutTable(8)
@@ -465,7 +489,9 @@ STEP = st.one_of(
 )
 LENGTH = st.one_of(
     st.sampled_from([1, TICK, SECOND, 10 * SECOND, 600 * SECOND, DAY]),
-    st.sampled_from([RING // 2, RING - SECOND - 1, RING - SECOND, RING - 1, RING, RING + 1, 3 * RING, LONGEST]),
+    st.sampled_from(
+        [RING // 2, RING - SECOND - 1, RING - SECOND, RING - 1, RING, RING + 1, 3 * RING, 40 * HOUR, LONGEST]
+    ),
     st.integers(1, 5 * SECOND),
     st.integers(1, 2 * RING),
 )

@@ -108,7 +108,7 @@ def _show_scaled(units: Mapping[str, int], gap: str) -> Callable[[float], str]:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value.strip(), re.ASCII) is None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value.strip()) is None:
         raise ValueError
     return int(value)
 

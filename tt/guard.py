@@ -55,13 +55,13 @@ class Guard:
 
     # ---- what the loop tells ----------------------------------------------------------------------------------------
 
-    def turn(self, added: Sequence[TimedOut], ended: Sequence[str]) -> None:
+    def turn(self, added: Sequence[TimedOut], ended: Sequence[bytes]) -> None:
         """New and ended time-outs of one turn."""
         now = time.monotonic()
         self._changed = True
         for timed_out in added:
             name = spoke.identify(timed_out.first) if timed_out.first else None
-            if timed_out.length and name:
+            if timed_out.end and name:
                 self._table.set_spoke(timed_out.source, SPOKE_CODES[name], int(now * NS))
             self._warn_of_own(timed_out)
             if self._limiter.allow(now):
@@ -99,7 +99,7 @@ class Guard:
 
     def _warn_of_own(self, timed_out: TimedOut) -> None:
         """Locking out one's own monitor or gateway is what costs operators weeks: said once, with the remedy."""
-        if not timed_out.length or timed_out.source in self._warned:
+        if not timed_out.end or timed_out.source in self._warned:
             return
         for word, networks in (("loopback", sources.LOOPBACK), ("gateways", self._gateways)):
             if sources.holds(networks, timed_out.source):
@@ -148,9 +148,9 @@ class Guard:
 
 def _say(timed_out: TimedOut, name: str | None) -> None:
     fields: dict[str, object] = {"source": timed_out.source, "reason": timed_out.reason}
-    if timed_out.length:
+    if timed_out.end:
         words = "timed out"
-        fields |= {"seconds": round(timed_out.length / NS, 3), "before": timed_out.before}
+        fields |= {"seconds": round((timed_out.end - timed_out.start) / NS, 3), "before": timed_out.before}
     else:
         words = "exempt, disconnected" if timed_out.exempt else "would be timed out"
     log.event(logging.WARNING, words, **fields, looks=name, first=timed_out.first or None)
