@@ -26,6 +26,7 @@ MINUTE = 60
 HOUR = 3600
 DAY = 24 * HOUR
 ENVIRONMENT = "TT_"
+CONTROL_SOCKET = "control.sock"  # in the data directory
 DEFAULT = "default"  # the origin of a value that nobody set
 
 
@@ -75,6 +76,7 @@ class Option(NamedTuple):
     most: float
     reload: bool  # a SIGHUP makes a new value effective; otherwise the next start
     flag: bool  # is on the command line too
+    short: str | None  # its one-letter form there
 
 
 # ---- kinds of values ----------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _exempt(value: str) -> Exempt:
     return value if value in EXEMPT_WORDS else ip_network(value)
 
 
-def _directory(value: str) -> Path:
+def _path(value: str) -> Path:
     if not value or "\0" in value:
         raise ValueError
     return Path(value).expanduser()
@@ -172,7 +174,8 @@ SIZE = Kind(
 COUNT = Kind("a whole number", (int,), _whole, str, "N")
 RATE = Kind("a whole number (a second)", (int,), _whole, lambda value: f"{value} a second", "N")
 SWITCH = Kind("true or false", (bool,), _truth, lambda value: str(value).lower(), "")
-DIRECTORY = Kind("the path of a directory", (str,), _directory, str, "DIR")
+DIRECTORY = Kind("the path of a directory", (str,), _path, str, "DIR")
+MAPS = Kind("the path of a pinned eBPF map", (str,), _path, str, "PINNED_MAP", many=True)
 ADDRESSES = Kind(
     "IPv4:PORT or [IPv6]:PORT, with an address, not a name, and a port of 0 to 65535",
     (str,),
@@ -203,8 +206,9 @@ def _option(  # noqa: PLR0913 - one row of the table below; every column but the
     most: float = math.inf,
     reload: bool = True,
     flag: bool = False,
+    short: str | None = None,
 ) -> Any:
-    return field(default=default, metadata={"option": Option(kind, help, least, most, reload, flag)})
+    return field(default=default, metadata={"option": Option(kind, help, least, most, reload, flag, short)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +278,23 @@ class Config:
     )
     save_interval: float = _option(
         DURATION, 30.0, "time between saves of a changed time-out table", least=1, most=1 * HOUR
+    )
+
+    # the kernel
+    block_map: tuple[Path, ...] = _option(
+        MAPS,
+        (),
+        "pinned eBPF map that gets the timed-out sources, so that the kernel drops them",
+        reload=False,
+        flag=True,
+        short="-B",
+    )
+    listener_filter: bool = _option(
+        SWITCH,
+        True,
+        "with a map, attach the filter that reads it to the listening sockets",
+        reload=False,
+        flag=True,
     )
 
     # connections

@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from tt import log, sources, spoke, timeouts
-from tt._core import TimedOut, TimeoutTable
+from tt._core import TimedOut, TimeoutTable, source_text
 from tt.config import Config
+from tt.kernel_gate import KernelGate
 
 MINUTE = 60.0
 NS = 1e9
@@ -34,6 +36,8 @@ class Guard:
         handler: log.Handler,
     ) -> None:
         self.counters: Callable[[], Mapping[str, Any]] = dict
+        self.gate: KernelGate | None = None
+        self.notes: dict[str, str] = {}  # why a source was timed out by hand
         self._table = table
         self._file = file
         self._handler = handler
@@ -48,7 +52,7 @@ class Guard:
 
     def configure(self, settings: Config, gateways: tuple[sources.Network, ...]) -> None:
         """Take a new configuration."""
-        self._settings = settings
+        self.settings = settings
         self._gateways = gateways
         self._limiter.per_second = settings.log_timeouts_per_second
         self.exempt = sources.resolve(settings.exempt, gateways)
@@ -57,15 +61,19 @@ class Guard:
 
     def turn(self, added: Sequence[TimedOut], ended: Sequence[bytes]) -> None:
         """New and ended time-outs of one turn."""
+        if self.gate is not None:  # before all else: until then the kernel lets them in
+            self.gate.turn(added, ended, self._table)
         now = time.monotonic()
         self._changed = True
+        for key in ended if self.notes else ():
+            self.notes.pop(source_text(str(ip_address(key)), self._table.ipv6_prefix), None)
         for timed_out in added:
             name = spoke.identify(timed_out.first) if timed_out.first else None
             if timed_out.end and name:
                 self._table.set_spoke(timed_out.source, SPOKE_CODES[name], int(now * NS))
             self._warn_of_own(timed_out)
             if self._limiter.allow(now):
-                _say(timed_out, name)
+                _say(timed_out, name, self.notes.get(timed_out.source))
         self._say_left_out(now)
         self._handler.flush()
 
@@ -76,7 +84,9 @@ class Guard:
         if now - self._counted_at >= MINUTE:
             self._counted_at = now
             self._say_dropped()
-        if self._changed and now - self._saved_at >= self._settings.save_interval:
+        if self.gate is not None:
+            self.gate.tick()
+        if self._changed and now - self._saved_at >= self.settings.save_interval:
             self._save_in_thread(now)
         self._handler.flush()
 
@@ -84,6 +94,12 @@ class Guard:
         """A failure of our own, which cost one connection or one report."""
         log.LOGGER.error("internal error", exc_info=error)
         self._handler.flush()
+
+    # ---- for the operator -------------------------------------------------------------------------------------------
+
+    def in_kernel(self, source: str) -> bool | None:
+        """Whether the kernel drops a source too; None without a kernel map."""
+        return None if self.gate is None else self.gate.holds(ip_network(source).network_address.packed)
 
     # ---- the log ----------------------------------------------------------------------------------------------------
 
@@ -110,8 +126,20 @@ class Guard:
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
-    def restore(self) -> None:
-        """Read the saved table; a bad file is said, and the table starts empty."""
+    def restore(self, gate: KernelGate | None = None) -> None:
+        """Read the saved table; a bad file is said, and the table starts empty.  Then bring a kernel map in line."""
+        self._load()
+        if gate is not None:
+            gate.reconcile(self._table, self.exempt, time.monotonic_ns())
+            self.gate = gate
+
+    def close(self) -> None:
+        """At a clean stop: save, and leave nothing of ours in the kernel map."""
+        self._save_now()
+        if self.gate is not None:
+            self.gate.close()
+
+    def _load(self) -> None:
         try:
             count = timeouts.load(self._file, self._table, time.monotonic_ns(), time.time_ns())
         except timeouts.TimeoutsFileError as error:
@@ -122,8 +150,8 @@ class Guard:
                 logging.INFO, "time-outs restored", running=self._table.running, remembered=self._table.remembered
             )
 
-    def save_now(self) -> None:
-        """Save in this thread, for the end of the process; waits for a save under way."""
+    def _save_now(self) -> None:
+        """Save in this thread; waits for a save under way."""
         if self._saving is not None:
             self._saving.join()
         if self._changed:
@@ -146,11 +174,11 @@ class Guard:
             log.event(logging.ERROR, "time-outs not saved", error=str(error))
 
 
-def _say(timed_out: TimedOut, name: str | None) -> None:
+def _say(timed_out: TimedOut, name: str | None, note: str | None) -> None:
     fields: dict[str, object] = {"source": timed_out.source, "reason": timed_out.reason}
     if timed_out.end:
         words = "timed out"
         fields |= {"seconds": round((timed_out.end - timed_out.start) / NS, 3), "before": timed_out.before}
     else:
         words = "exempt, disconnected" if timed_out.exempt else "would be timed out"
-    log.event(logging.WARNING, words, **fields, looks=name, first=timed_out.first or None)
+    log.event(logging.WARNING, words, **fields, looks=name, first=timed_out.first or None, note=note)

@@ -1,13 +1,14 @@
-"""Assembles a server and runs it: configuration, key, log, time-out table, listeners, loop; and takes all down again.
+"""Assembles a server and runs it: log, listeners, data directory, key, time-out table, loop; and takes all down again.
 
-Rules: whatever is wrong before the loop runs is one line for the operator and exit code 2; nothing is left half made.
-Once it runs, a failure of our own is logged and never ends the service.  Signals come through the loop: SIGTERM and
-SIGINT end it, SIGHUP reads the configuration again.
+Rules: whatever is wrong before the loop runs is one line for the operator and exit code 2; the listeners come before
+anything is written, so that a start that fails leaves nothing behind.  Once it runs, a failure of our own is logged and
+never ends the service.  Signals come through the loop: SIGTERM and SIGINT end it, SIGHUP reads the configuration again.
 It must not know what a frame holds (dispatch.py) nor which bytes are a verdict (the extension).
 """
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import resource
@@ -17,18 +18,29 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from tt import __version__, config, keys, known_servers, log, sources
 from tt._core import Server, TimeoutTable
+from tt.control import Control, ControlError
 from tt.dispatch import Dispatcher
 from tt.guard import Guard
+from tt.kernel_gate import GateError, KernelGate
 
 PROCESS_NAME = b"TapeTrackServer"  # 15 bytes: all that the kernel keeps as a thread's name
 SPARE_DESCRIPTORS = 256  # for all that is no client: listeners, files, the log, threads
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_NAME = 15
+# What to do about a listener, by what the kernel says (ip(7), ipv6(7), tcp(7)).
+LISTEN_REMEDIES = {
+    errno.EADDRINUSE: "stop who has it (ss -ltnp), or name another with --listen",
+    errno.EADDRNOTAVAIL: "name an address of this host (ip address) with --listen",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: name a higher one with --listen",
+    errno.EINVAL: "a link-local address needs its interface: name it like [fe80::1%eth0]:5000 with --listen",
+    errno.EAFNOSUPPORT: "this host has no IPv6: name an IPv4 address with --listen",
+}
 # Another thread that wants the GIL gets it after this, and the loop gets it back as soon: s.
 SWITCH_INTERVAL = 0.0005
 
@@ -39,44 +51,58 @@ class StartError(Exception):
 
 def main(settings: config.Config) -> int:
     """Serve until SIGTERM or SIGINT; the exit code: 0, or 2 with one line on stderr."""
+    _fill_standard_descriptors()
     try:
-        return _serve(settings)
-    except (StartError, keys.KeyFileError) as error:
-        print(f"tt: {error}", file=sys.stderr)
+        with ExitStack() as ends:
+            _serve(settings, ends)
+    except (StartError, keys.KeyFileError, GateError, ControlError) as error:
+        # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
+        os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
+    return 0
 
 
-def _serve(settings: config.Config) -> int:
-    data = _data_directory(settings.data)
-    key, created = keys.create_or_load(data)
-    places = _places(settings.max_connections)
-    gateways = _gateways()
-    listeners = open_listeners(settings)
+def _serve(settings: config.Config, ends: ExitStack) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts: threads inherit it
     sys.setswitchinterval(SWITCH_INTERVAL)
-    _name_process()
     handler = log.start(settings.log_format, limit=settings.log_buffer)
+    ends.callback(handler.close)
+    places = _places(settings.max_connections)
+    gateways = _gateways(settings)
+    gate = _gate(settings)
+    listeners = open_listeners(settings, gate)
+    for listener in listeners:
+        ends.callback(listener.close)
+    data = _data_directory(settings.data)
+    ends.callback(os.close, _lock(data))
+    key, created = keys.create_or_load(data)
+    if created:
+        log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
+    _name_process()
     try:
-        if created:
-            log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         guard = Guard(settings, table, data / "timeouts", gateways, handler)
-        guard.restore()
+        guard.restore(gate)
         application = Application(settings, Dispatcher([key], {}), guard)
         addresses = [listener.getsockname() for listener in listeners]
         server = Server(
             [listener.detach() for listener in listeners], places, table, application, settings,
             exempt=guard.exempt, signals=SIGNALS,
         )  # fmt: skip
-        application.serve(server)
-        _enter_known_servers(addresses, key.public)
-        _say_started(addresses, key.public, settings, places)
-        server.run()
-        guard.save_now()
-        log.event(logging.INFO, "stopped")
-    finally:
-        handler.close()
-    return 0
+    except MemoryError as error:
+        raise StartError(
+            f"not enough memory for {places} connections and 2 x {settings.table_size} timed-out sources: "
+            "lower max_connections or --table-size"
+        ) from error
+    application.serve(server)
+    control = Control(data / config.CONTROL_SOCKET, server, table, guard)
+    ends.callback(control.close)
+    _enter_known_servers(addresses, key.public)
+    _say_started(addresses, key.public, settings, places)
+    handler.flush()
+    server.run()
+    guard.close()
+    log.event(logging.INFO, "stopped")
 
 
 class Application:
@@ -103,18 +129,20 @@ class Application:
         """SIGHUP: read the configuration again; else stop."""
         if number == signal.SIGHUP:
             self._reload()
-            return
-        log.event(logging.INFO, "stopping", signal=signal.Signals(number).name)
-        self._server.stop()
+        else:
+            log.event(logging.INFO, "stopping", signal=signal.Signals(number).name)
+            self._server.stop()
+        self.tick()  # writes the log: who sent the signal waits for its line
 
     def _reload(self) -> None:
         try:
             settings, held = config.reload(self._settings)
-        except config.ConfigError as error:
+            gateways = _gateways(settings)
+        except (config.ConfigError, StartError) as error:
             log.event(logging.ERROR, "configuration not reloaded, the running one stays", error=str(error))
             return
         self._settings = settings
-        self._guard.configure(settings, _gateways())
+        self._guard.configure(settings, gateways)
         self._server.configure(settings, self._guard.exempt)
         log.event(logging.INFO, "configuration reloaded", needs_restart=",".join(held) or None)
 
@@ -122,25 +150,55 @@ class Application:
 # ---- the parts ------------------------------------------------------------------------------------------------------
 
 
+def _fill_standard_descriptors() -> None:
+    """Where 0, 1 or 2 was closed for us, no socket may get that number: a library's message would reach a peer."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def _name_process() -> None:
     """Be TapeTrackServer to `ps`, `pidof` and `perf`: as the thread's name, and as the command line."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, PROCESS_NAME, 0, 0, 0)
-    # Fields 48 and 49 of proc(5)'s stat: where the command line lies in our memory.  The interpreter has its own copy.
-    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[46])
-    line = b"\0".join([PROCESS_NAME, *map(os.fsencode, sys.argv[1:])])[: end - start - 1]
-    ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+    with suppress(OSError):  # no /proc: nobody could read the command line either
+        # Fields 48 and 49 of proc(5)'s stat: where it lies in our memory.  The interpreter has its own copy.
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        options = sys.argv[2:] if sys.argv[1:2] == ["serve"] else sys.argv[1:]
+        line = b"\0".join([PROCESS_NAME, *map(os.fsencode, options)])[: end - start - 1]
+        ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
 
 
 def _data_directory(path: Path) -> Path:
-    path = path.absolute()  # the working directory may be another one later
+    remedy = "name a directory that can be made or written, with --data"
     try:
+        path = path.absolute()  # fails where the working directory is gone
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StartError(f"data directory {path}: not a directory: {remedy}") from None
     except OSError as error:
-        _refuse(f"data directory {path}", error, "name one that can be made, with --data")
+        _refuse(f"data directory {path}", error, remedy)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StartError(f"data directory {path}: not writable: give it to this user, or name another with --data")
+        raise StartError(f"data directory {path}: not writable: give it to this user, or {remedy}")
     return path
+
+
+def _lock(data: Path) -> int:
+    """The lock of the data directory, a descriptor, as long as that is open (flock(2)).
+
+    Two servers would overwrite each other's saved time-outs.  Where the file system has no locks there is none.
+    """
+    descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StartError(
+            f"data directory {data}: another server uses it: stop that one, or name another with --data"
+        ) from None
+    except OSError:
+        pass
+    return descriptor
 
 
 def _places(configured: int) -> int:
@@ -151,22 +209,40 @@ def _places(configured: int) -> int:
     room = hard - SPARE_DESCRIPTORS
     if room < 1:
         raise StartError(f"descriptor limit {hard}: it must be over {SPARE_DESCRIPTORS}: raise it (ulimit -Hn)")
+    if configured > room:
+        remedy = f"raise the descriptor limit (ulimit -Hn) to {configured + SPARE_DESCRIPTORS}"
+        log.event(
+            logging.WARNING, "fewer connections than configured", configured=configured, connections=room, remedy=remedy
+        )
     most = config.OPTIONS["max_connections"].most
     return int(min(configured or most, room, most))
 
 
-def _gateways() -> tuple[sources.Network, ...]:
+def _gateways(settings: config.Config) -> tuple[sources.Network, ...]:
+    """Without an answer nobody is exempt who should be; where no gateway is, only a warning in the log is lost."""
     try:
         return sources.gateways()
     except OSError as error:
-        raise StartError(f"gateways: netlink does not answer: {error.strerror}: allow AF_NETLINK sockets") from error
+        if "gateways" in settings.exempt:
+            _refuse("--exempt gateways: asking netlink", error, "allow AF_NETLINK, or exempt the gateways' addresses")
+        log.event(logging.WARNING, "gateways not known: a time-out of one is not pointed out", error=error.strerror)
+        return ()
 
 
-def open_listeners(settings: config.Config) -> list[socket.socket]:
+def _gate(settings: config.Config) -> KernelGate | None:
+    if not settings.block_map:
+        return None
+    gate = KernelGate.open(settings.block_map, settings.ipv6_prefix)
+    if settings.listener_filter:
+        gate.load_filter()
+    return gate
+
+
+def open_listeners(settings: config.Config, gate: KernelGate | None = None) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
         for address in settings.listen:
-            listener = _listen(address, settings)
+            listener = _listen(address, settings, gate)
             if listener is not None:
                 listeners.append(listener)
     except StartError:
@@ -176,18 +252,16 @@ def open_listeners(settings: config.Config) -> list[socket.socket]:
     return listeners
 
 
-def _listen(address: config.Address, settings: config.Config) -> socket.socket | None:
+def _listen(address: config.Address, settings: config.Config, gate: KernelGate | None) -> socket.socket | None:
     """A listener, or None for the default IPv6 one on a host without IPv6."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    by_default = settings.origin("listen") == config.DEFAULT
+    optional = family == socket.AF_INET6 and settings.origin("listen") == config.DEFAULT
+    if optional and _ipv6_is_off():
+        _say_left_out(address)
+        return None
+    listener = None
     try:
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        if by_default and family == socket.AF_INET6:
-            _say_left_out(address)
-            return None
-        _refuse(f"{address}", error, "leave the address out with --listen")
-    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -195,18 +269,29 @@ def _listen(address: config.Address, settings: config.Config) -> socket.socket |
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((address.host, address.port))
+        if gate is not None:
+            gate.attach(listener.fileno())
         listener.listen(settings.backlog)
     except OSError as error:
-        listener.close()
-        if by_default and family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
+        if listener is not None:
+            listener.close()
+        if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             _say_left_out(address)
             return None
-        _refuse(f"{address}", error, "name a free address and port with --listen, or stop who has it (ss -ltnp)")
+        _refuse(f"listen on {address}", error, LISTEN_REMEDIES.get(error.errno or 0, "name another with --listen"))
     return listener
 
 
+def _ipv6_is_off() -> bool:
+    """Whether no interface has an IPv6 address, not even loopback: a socket could be had and bound all the same."""
+    try:
+        return not Path("/proc/net/if_inet6").read_bytes()
+    except OSError:  # no IPv6 in the kernel, which the socket will say, or no /proc
+        return False
+
+
 def _say_left_out(address: config.Address) -> None:
-    print(f"tt: {address}: no IPv6 on this host: listening on IPv4 alone", file=sys.stderr)
+    log.event(logging.WARNING, "no IPv6 on this host: listening on IPv4 alone", left_out=str(address))
 
 
 def _refuse(what: str, error: OSError, remedy: str) -> NoReturn:
@@ -215,7 +300,8 @@ def _refuse(what: str, error: OSError, remedy: str) -> NoReturn:
 
 def _enter_known_servers(addresses: Iterable[Sequence[object]], public: bytes) -> None:
     """So that the first `tt ping 127.0.0.1` of the user who starts the server just works."""
-    loopback = {"0.0.0.0": ["127.0.0.1", "localhost"], "::": ["::1"]}  # noqa: S104 - a look-up, not a bind
+    local = ["127.0.0.1", "localhost"]
+    loopback = {"0.0.0.0": local, "127.0.0.1": local, "::": ["::1"]}  # noqa: S104 - a look-up, not a bind
     for host, port, *_ in addresses:
         for name in loopback.get(str(host), [str(host)]):
             try:

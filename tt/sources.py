@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 if TYPE_CHECKING:
     from tt.config import Exempt
@@ -18,16 +18,18 @@ LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/12
 
 
 def gateways() -> tuple[Network, ...]:
-    """The next hops of all routes, each as the network of that one address.  Raises OSError."""
+    """The next hops of all routes (rtnetlink(7)), each as the network of that one address.  Raises OSError."""
     found: dict[str, None] = {}
-    with IPRoute() as netlink:
-        for route in netlink.get_routes():
-            hops = [route, *(route.get_attr("RTA_MULTIPATH") or ())]
-            for hop in hops:
-                via = hop.get_attr("RTA_VIA")
-                address = hop.get_attr("RTA_GATEWAY") or (via and via["addr"])
-                if address:
-                    found[address] = None
+    try:
+        with IPRoute() as netlink:
+            for route in netlink.get_routes():
+                for hop in (route, *(route.get_attr("RTA_MULTIPATH") or ())):
+                    via = hop.get_attr("RTA_VIA")  # a next hop of the other family
+                    address = hop.get_attr("RTA_GATEWAY") or (via and via["addr"])
+                    if address:
+                        found[address] = None
+    except NetlinkError as error:  # what the kernel answers; it is no OSError to pyroute2
+        raise OSError(error.code, str(error)) from error
     return tuple(ip_network(address) for address in found)
 
 

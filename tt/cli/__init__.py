@@ -15,7 +15,13 @@ from tt import __version__
 from tt.cli import output
 
 # The first word of the command line -> the module of its group, in the order of the help text.
-GROUPS = {"serve": "tt.cli.serve", "ping": "tt.cli.ping", "known": "tt.cli.known"}
+GROUPS = {
+    "serve": "tt.cli.serve",
+    "ping": "tt.cli.ping",
+    "known": "tt.cli.known",
+    "bans": "tt.cli.bans",
+    "status": "tt.cli.status",
+}
 
 
 class Parser(argparse.ArgumentParser):

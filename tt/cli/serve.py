@@ -43,15 +43,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, option: config.Option) -> None:
     text = _describe(name, option).replace("%", "%%")
+    flags = [option.short, config.flag(name)] if option.short else [config.flag(name)]
     if option.kind is config.SWITCH:
-        # No value is no override: --observe can only turn on what the file leaves off.
-        parser.add_argument(config.flag(name), action="store_const", const=True, help=text)
+        # The command line can only turn the default round; what the file sets otherwise is set back in the file.
+        turned = not config.default(name)
+        flags = flags if turned else [config.flag(f"no_{name}")]
+        text = text if turned else f"Turn this off: {text[0].lower()}{text[1:]}"
+        parser.add_argument(*flags, dest=name, action="store_const", const=turned, help=text)
     elif option.kind.many:
         parser.add_argument(
-            config.flag(name), action="append", metavar=option.kind.metavar, help=f"{text} May be repeated."
+            *flags, dest=name, action="append", metavar=option.kind.metavar, help=f"{text} May be repeated."
         )
     else:
-        parser.add_argument(config.flag(name), metavar=option.kind.metavar, help=text)
+        parser.add_argument(*flags, dest=name, metavar=option.kind.metavar, help=text)
 
 
 def _describe(name: str, option: config.Option) -> str:

@@ -1,0 +1,66 @@
+"""How a command asks the server that runs on this host: one line of JSON into its control socket, lines of JSON back.
+
+Which server: --control names the socket, or --data the data directory that it was started with.
+Must not know what is asked, nor how it is shown.
+"""
+
+import argparse
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tt import config
+from tt.cli import output
+
+PATIENCE = 10.0  # s for the next line
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """--data and --control."""
+    default = os.environ.get("TT_DATA", str(config.default("data")))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--data", type=Path, metavar="DIR", default=Path(default),
+        help=f"The data directory of the server (default: {default}; the variable TT_DATA sets it).",
+    )  # fmt: skip
+    which.add_argument("--control", type=Path, metavar="PATH", help="Its control socket, wherever that is.")
+
+
+def ask(args: argparse.Namespace, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects of the answer as they come, the last one with "end".  Raises output.Exit."""
+    path = args.control or args.data / config.CONTROL_SOCKET
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise output.Exit(
+                output.NO_CONNECTION,
+                f"{path}: no server runs there: name its data directory with --data, or its socket with --control",
+            ) from error
+        except PermissionError as error:
+            raise output.Exit(
+                output.DENIED, f"{path}: not allowed: be the user that runs the server, or in its group"
+            ) from error
+        except OSError as error:
+            raise output.Exit(output.NO_CONNECTION, f"{path}: {error.strerror or error}") from error
+        yield from _answer(connection, path, request)
+
+
+def _answer(connection: socket.socket, path: Path, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    try:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        for line in connection.makefile("rb"):
+            item = json.loads(line)
+            if "error" in item:
+                raise output.Exit(output.FAILED, item["error"])
+            last = bool(item.get("end"))
+            yield item
+            if last:
+                return
+    except OSError as error:
+        raise output.Exit(output.NO_CONNECTION, f"{path}: the server does not answer: {error}") from error
+    raise output.Exit(output.NO_CONNECTION, f"{path}: the server ended before it had answered")

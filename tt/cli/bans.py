@@ -1,0 +1,109 @@
+"""`tt bans`: see, add and lift the time-outs of a running server."""
+
+import argparse
+from typing import Any
+
+from tt import config
+from tt.cli import output
+from tt.cli.ask import add_server_options, ask
+
+HEADING = ("SOURCE", "REASON", "SINCE", "ENDS IN", "BEFORE", "DROPPED", "KERNEL", "SPOKE")
+ROW = "{:<24} {:<13} {:<20} {:>8} {:>6} {:>8} {:<6} {}"
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `tt bans list`, `add`, `remove` and `clear`."""
+    text = "List, add or lift time-outs of the server that runs on this host."
+    bans = commands.add_parser("bans", help=text, description=text)
+    actions = bans.add_subparsers(metavar="ACTION", required=True, title="actions")
+
+    text = "List who is timed out: why, since when, for how long, how often before, and what it spoke."
+    show = actions.add_parser("list", help=text, description=text)
+    show.add_argument("network", metavar="CIDR", nargs="?", help="Only sources within this network.")
+    show.add_argument("--json", action="store_true", help="Print one JSON object a source.")
+    add_server_options(show)
+    show.set_defaults(run=_list)
+
+    text = "Time out a source by hand; its connections without a login are reset."
+    add = actions.add_parser("add", help=text, description=text)
+    add.add_argument("source", metavar="SOURCE", help="An IPv4 address, or an IPv6 address, which stands for its /64.")
+    add.add_argument(
+        "--for", dest="seconds", type=duration, metavar="TIME",
+        help="How long, as in 90s, 10m, 2h, 30d (default: the server's timeout; at most 30d).",
+    )  # fmt: skip
+    add.add_argument("--reason", metavar="TEXT", help="Why, for the list and the log.")
+    add_server_options(add)
+    add.set_defaults(run=_add)
+
+    text = "Lift the time-out of a source, or of all within a network, and forget its repeats."
+    remove = actions.add_parser("remove", help=text, description=text)
+    remove.add_argument("source", metavar="SOURCE|CIDR", help="An address, or a network like 192.0.2.0/24.")
+    add_server_options(remove)
+    remove.set_defaults(run=_remove)
+
+    text = "Lift all time-outs and forget all repeats."
+    clear = actions.add_parser("clear", help=text, description=text)
+    add_server_options(clear)
+    clear.set_defaults(run=_clear)
+
+
+def duration(text: str) -> float:
+    """Read a time as an argument, in seconds."""
+    try:
+        return float(config.DURATION.read(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: it must be {config.DURATION.rule}") from None
+
+
+def _list(args: argparse.Namespace) -> int:
+    request = {"do": "bans.list", "network": args.network}
+    if not args.json:
+        output.line(ROW.format(*HEADING))
+    for item in ask(args, request):
+        if "end" in item:
+            break
+        if args.json:
+            output.json_line(item)
+        else:
+            output.line(_row(item))
+    return output.OK
+
+
+def _row(item: dict[str, Any]) -> str:
+    if item["reason"] == "preloaded":
+        return ROW.format(item["source"], "preloaded", "", "never", "", "", "yes", "").rstrip()
+    in_kernel = {None: "", True: "yes", False: "no"}[item["in_kernel"]]
+    counts = item["before"], item["dropped"]
+    text = item["note"] or item["looks"]
+    return ROW.format(item["source"], item["reason"], item["since"], _left(item["ends_in_s"]), *counts, in_kernel, text)
+
+
+def _left(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
+    )
+
+
+def _add(args: argparse.Namespace) -> int:
+    request = {"do": "bans.add", "source": args.source, "reason": args.reason}
+    if args.seconds is not None:
+        request["seconds"] = args.seconds
+    for item in ask(args, request):
+        output.message(f"{item['source']} is timed out for {_left(item['ends_in_s'])}")
+    return output.OK
+
+
+def _remove(args: argparse.Namespace) -> int:
+    return _lifted(args, {"do": "bans.remove", "source": args.source}, f"{args.source} was not timed out")
+
+
+def _clear(args: argparse.Namespace) -> int:
+    _lifted(args, {"do": "bans.clear"}, "nobody was timed out")
+    return output.OK
+
+
+def _lifted(args: argparse.Namespace, request: dict[str, Any], none: str) -> int:
+    count = sum(item["removed"] for item in ask(args, request))
+    output.message(f"{count} time-out{'s' * (count != 1)} lifted" if count else none)
+    return output.OK if count else output.FAILED

@@ -1,0 +1,426 @@
+"""The kernel gate: time-outs copied into pinned eBPF maps, so that the kernel drops their sources' packets.
+
+The table in the process is the truth and a map its copy: no error of a map weakens a time-out or ends the service.
+All changes of one turn of the loop go to the kernel at its end, in one batch a map where the kernel has batches; what
+failed is `missing` and tried again.  An entry whose value is 0, or an end more than 30 days ahead, is the operator's
+own (preloaded): it is never changed, adopted or removed.
+
+    key     IPv4 address (4 bytes) or IPv6 /64 (16 bytes, host bits 0), network order; in an LPM trie behind its prefix
+            length, 4 bytes in host order
+    value   end of the time-out on CLOCK_MONOTONIC, host order: 4 bytes in whole seconds, rounded up; 8 bytes in ns
+
+It must not know sockets, frames, or why somebody is timed out.
+"""
+
+import errno
+import logging
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from tt import bpf, bpf_load, log, sources
+from tt._core import REASON_CODES, TimedOut, TimeoutTable
+
+SECOND = 1_000_000_000  # ns
+LONGEST = 30 * 86400 * SECOND  # of a time-out; an end further ahead is the operator's
+COMPLAINT_INTERVAL = 60.0  # s between log lines about one map
+RETRIES = 256  # missing entries tried again a second
+BATCH_PAYS = 4  # entries from which on one batch costs less than single calls through ctypes
+FULL = (errno.E2BIG, errno.ENOSPC)  # what a hash and an LPM trie answer then
+FAMILIES = {  # by kind and bytes of the key
+    ("hash", 4): 4,
+    ("hash", 16): 6,
+    ("lru_hash", 4): 4,
+    ("lru_hash", 16): 6,
+    ("lpm_trie", 8): 4,
+    ("lpm_trie", 20): 6,
+}
+VALUE_FORMATS = {4: "=I", 8: "=Q"}
+EXAMPLE = "bpftool map create {} type hash key 4 value 4 entries 1024 name tapetrack_block_map"
+
+
+class GateError(Exception):
+    """A map cannot be used; the text is one line that names it, the rule and the remedy."""
+
+
+@dataclass(slots=True)
+class BlockMap:
+    """One map: how sources and ends are written in it, what of it is ours, and how it went."""
+
+    map: bpf.Map
+    family: int  # 4 or 6
+    ipv6_prefix: int
+    held: dict[bytes, bytes] = field(default_factory=dict)  # key to value: written here, or adopted at the start
+    adopted: set[bytes] = field(default_factory=set)  # those of `held` that an earlier process wrote
+    missing: dict[bytes, int] = field(default_factory=dict)  # key to end: running, but not in the map
+    errors: dict[str, int] = field(default_factory=dict)  # by errno's name
+    preloaded: int = 0  # the operator's entries met
+    complained: float = float("-inf")  # when the log last heard of this map
+
+    def key(self, source: bytes) -> bytes | None:
+        """The map's key for a packed source; None where the map cannot express it."""
+        if self.map.kind == "lpm_trie":
+            return struct.pack("=I", self._prefix(source)) + source
+        # In a hash the kernel program looks up the /64, which for a link-local address is everybody on the link.
+        return source if self.family == 4 or self._prefix(source) == 64 else None
+
+    def network(self, key: bytes) -> tuple[bytes, int]:
+        """Address and prefix length that a key stands for."""
+        if self.map.kind != "lpm_trie":
+            return key, 32 if self.family == 4 else 64
+        return key[4:], struct.unpack("=I", key[:4])[0]
+
+    def source(self, key: bytes) -> str | None:
+        """The source of a key, as text; None for a network that no source is."""
+        address, length = self.network(key)
+        return _text(address, length) if length == self._prefix(address) else None
+
+    def value(self, end: int) -> bytes:
+        """The map's value for an end in ns: in seconds rounded up, so that nobody is let in early."""
+        unit = end if self.map.value_size == 8 else -(-end // SECOND)
+        return struct.pack(VALUE_FORMATS[self.map.value_size], unit)
+
+    def end(self, value: bytes, now: int) -> int | None:
+        """The end of a value, ns; None: preloaded."""
+        unit: int = struct.unpack(VALUE_FORMATS[self.map.value_size], value)[0]
+        end = unit if self.map.value_size == 8 else unit * SECOND
+        return None if unit == 0 or end - now > LONGEST + SECOND else end
+
+    def _prefix(self, address: bytes) -> int:
+        if self.family == 4:
+            return 32
+        return 128 if address[0] == 0xFE and address[1] & 0xC0 == 0x80 else self.ipv6_prefix  # fe80::/10 stays whole
+
+
+class KernelGate:
+    """Keeps the maps as the table says; all calls are the loop's thread."""
+
+    def __init__(self, maps: Sequence[BlockMap], ipv6_prefix: int) -> None:
+        self.maps = maps
+        self._ipv6_prefix = ipv6_prefix
+        self._filter: bpf_load.Filter | None = None
+        self._why_no_filter = "--no-listener-filter"
+
+    @classmethod
+    def open(cls, paths: Iterable[Path], ipv6_prefix: int) -> "KernelGate":
+        """The gate for pinned maps, at most one a family.  Raises GateError."""
+        _check_clock()
+        maps: dict[int, BlockMap] = {}
+        for path in paths:
+            block_map = _open_map(path, ipv6_prefix)
+            if block_map.family in maps:
+                other = maps[block_map.family].map.path
+                raise GateError(f"{path}: a second map for IPv{block_map.family} besides {other}: give one a family")
+            maps[block_map.family] = block_map
+        return cls([maps[family] for family in sorted(maps)], ipv6_prefix)
+
+    def load_filter(self) -> None:
+        """Load the listener filter; where the kernel refuses it, one warning, and the maps serve other programs."""
+        try:
+            by_family = {block_map.family: block_map.map for block_map in self.maps}
+            self._filter = bpf_load.load_listener_filter(by_family, self._ipv6_prefix)
+        except OSError as error:
+            self._why_no_filter = error.strerror or str(error)
+            words = "no listener filter: nothing is dropped in the kernel unless another program reads the map"
+            log.event(logging.WARNING, words, error=self._why_no_filter)
+
+    def attach(self, listener: int) -> None:
+        """Attach the listener filter to a socket before it listens; without one, take off what another left there."""
+        if self._filter is not None:
+            bpf_load.attach(self._filter, listener)
+        else:
+            bpf_load.detach(listener)
+
+    def reconcile(self, table: TimeoutTable, exempt: Sequence[sources.Network], now: int) -> None:
+        """At the start: adopt what runs, remove what has ended or is exempt, write what only the table knows."""
+        for block_map in self.maps:
+            counts = {"adopted": 0, "ended": 0, "exempt": 0}
+            standing = _guarded_entries(block_map)
+            remove: list[bytes] = []
+            for key, value in standing.items():
+                end = block_map.end(value, now)
+                source = block_map.source(key)
+                if end is None or source is None:  # a network that no source is: only the operator writes those
+                    block_map.preloaded += 1
+                elif end <= now:
+                    counts["ended"] += 1
+                    remove.append(key)
+                elif sources.holds(exempt, source):
+                    counts["exempt"] += 1
+                    remove.append(key)
+                else:
+                    counts["adopted"] += 1
+                    block_map.held[key] = value
+                    block_map.adopted.add(key)
+                    if table.find(source, now) is None:  # a saved one has the exact end and the reason
+                        table.add(source, REASON_CODES["adopted"], min(end - now, LONGEST), now)
+            _delete(block_map, remove)
+            log.event(logging.INFO, "kernel map", map=block_map.map.path, **counts, preloaded=block_map.preloaded)
+        running = {ip_network(record.source).network_address.packed: record.end for record in table.entries(now)}
+        self._write(running.items(), now)
+
+    # ---- while the loop runs ----------------------------------------------------------------------------------------
+
+    def turn(self, added: Sequence[TimedOut], ended: Sequence[bytes], table: TimeoutTable) -> None:
+        """The changes of one turn of the loop."""
+        now = time.monotonic_ns()
+        fresh = {item.key: item.end for item in added if item.end}
+        gone = dict.fromkeys(ended)
+        for key in [key for key in gone if key in fresh]:  # both in one turn: the table knows how it ended
+            record = table.find(str(ip_address(key)), now)
+            (gone if record else fresh).pop(key)
+        self._remove(gone, now)
+        self._write(fresh.items(), now)
+
+    def tick(self) -> None:
+        """About once a second: what is missing is tried again."""
+        now = time.monotonic_ns()
+        for block_map in self.maps:
+            for key in [key for key, end in block_map.missing.items() if end <= now]:
+                del block_map.missing[key]
+            if block_map.missing:
+                again = dict(list(block_map.missing.items())[:RETRIES])
+                _update(block_map, again, now)
+
+    def _write(self, wanted: Iterable[tuple[bytes, int]], now: int) -> None:
+        by_family: dict[int, list[tuple[bytes, int]]] = {4: [], 6: []}
+        for source, end in wanted:
+            by_family[4 if len(source) == 4 else 6].append((source, end))
+        for block_map in self.maps:
+            changes = {key: end for source, end in by_family[block_map.family] if (key := block_map.key(source))}
+            if changes:
+                _update(block_map, changes, now)
+
+    def _remove(self, gone: Iterable[bytes], now: int) -> None:
+        by_family: dict[int, list[bytes]] = {4: [], 6: []}
+        for source in gone:
+            by_family[4 if len(source) == 4 else 6].append(source)
+        for block_map in self.maps:
+            keys = [key for source in by_family[block_map.family] if (key := block_map.key(source))]
+            if keys:
+                _remove_ours(block_map, keys, now)
+
+    # ---- for the operator -------------------------------------------------------------------------------------------
+
+    def holds(self, source: bytes) -> bool:
+        """Whether the time-out of a packed source is in a map."""
+        family = 4 if len(source) == 4 else 6
+        return any(m.family == family and m.key(source) in m.held for m in self.maps)
+
+    def preloaded(self) -> list[str]:
+        """The operator's own entries, as text."""
+        now = time.monotonic_ns()
+        found = []
+        for block_map in self.maps:
+            for key, value in _guarded_entries(block_map).items():
+                if block_map.end(value, now) is None:
+                    found.append(_text(*block_map.network(key)))
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What `tt status` shows: each map, and the filter or why there is none."""
+        maps = [
+            {
+                "map": m.map.path,
+                "family": f"IPv{m.family}",
+                "kind": m.map.kind,
+                "value_bytes": m.map.value_size,
+                "size": m.map.max_entries,
+                "entries": len(m.held),
+                "missing": len(m.missing),
+                "errors": dict(m.errors),
+            }
+            for m in self.maps
+        ]
+        if self._filter is None:
+            return {"maps": maps, "filter": {"attached": False, "why": self._why_no_filter}}
+        return {"maps": maps, "filter": {"attached": True, "dropped": self._filter.counters()["dropped_syns"]}}
+
+    def close(self) -> None:
+        """At a clean stop: remove what this process wrote and still holds its value."""
+        for block_map in self.maps:
+            ours = [key for key in block_map.held if key not in block_map.adopted]
+            _remove_ours(block_map, ours, time.monotonic_ns())
+            block_map.map.close()
+        if self._filter is not None:
+            self._filter.close()
+
+
+# ---- one map --------------------------------------------------------------------------------------------------------
+
+
+def _update(block_map: BlockMap, changes: Mapping[bytes, int], now: int) -> None:
+    """Writes entries, renewals first: a full map then fails new keys alone.  What fails is `missing`."""
+    renewals: dict[bytes, bytes] = {}
+    new: dict[bytes, bytes] = {}
+    for key, end in changes.items():
+        value = block_map.value(end)
+        if key in block_map.held:
+            renewals[key] = value
+        elif not _is_preloaded(block_map, key, now):
+            new[key] = value
+    for part in (renewals, new):
+        keys, values = list(part), list(part.values())
+        at = 0
+        while at < len(keys):
+            done, error = _write_some(block_map, keys[at:], values[at:])
+            for i in range(at, at + done):
+                block_map.held[keys[i]] = values[i]
+                block_map.adopted.discard(keys[i])
+                block_map.missing.pop(keys[i], None)
+            at += done
+            if not error:
+                break
+            # A full map fails every new key: one complaint of the kernel is enough for all that are left.
+            failed = keys[at:] if error in FULL else keys[at : at + 1]
+            for key in failed:
+                block_map.missing[key] = changes[key]
+            _complain(block_map, error, len(failed))
+            at += len(failed)
+
+
+def _write_some(block_map: BlockMap, keys: list[bytes], values: list[bytes]) -> tuple[int, int]:
+    """As bpf.Map.update_batch, but singly where there are no batches, or nothing to gain from one."""
+    if len(keys) >= BATCH_PAYS and block_map.map.kind != "lpm_trie":
+        return block_map.map.update_batch(keys, values)
+    for done, (key, value) in enumerate(zip(keys, values, strict=True)):
+        try:
+            block_map.map.update(key, value)
+        except OSError as error:
+            return done, error.errno or errno.EIO
+    return len(keys), 0
+
+
+def _remove_ours(block_map: BlockMap, keys: Iterable[bytes], now: int) -> None:
+    """Removes entries that still hold what was written here, or have ended; another's or the operator's stay."""
+    remove: list[bytes] = []
+    for key in keys:
+        ours = block_map.held.pop(key, None)
+        block_map.adopted.discard(key)
+        block_map.missing.pop(key, None)
+        try:
+            value = block_map.map.lookup(key)
+        except OSError as error:
+            _complain(block_map, error.errno or errno.EIO, 1)
+            continue
+        if value is None:
+            continue
+        end = block_map.end(value, now)
+        if value == ours or (end is not None and end <= now + SECOND):
+            remove.append(key)
+    _delete(block_map, remove)
+
+
+def _delete(block_map: BlockMap, keys: list[bytes]) -> None:
+    while keys:
+        done, error = _delete_some(block_map, keys)
+        if error and error != errno.ENOENT:  # ENOENT: that one is gone already
+            _complain(block_map, error, 1)
+        keys = keys[done + 1 :]  # a batch resumes behind the entry it stopped at
+
+
+def _delete_some(block_map: BlockMap, keys: list[bytes]) -> tuple[int, int]:
+    """As bpf.Map.delete_batch, but singly where there are no batches, or nothing to gain from one."""
+    if len(keys) >= BATCH_PAYS and block_map.map.kind != "lpm_trie":
+        return block_map.map.delete_batch(keys)
+    for done, key in enumerate(keys):
+        try:
+            block_map.map.delete(key)
+        except OSError as error:
+            return done, error.errno or errno.EIO
+    return len(keys), 0
+
+
+def _is_preloaded(block_map: BlockMap, key: bytes, now: int) -> bool:
+    try:
+        value = block_map.map.lookup(key)
+    except OSError:
+        return False  # the write that follows will say why
+    return value is not None and block_map.end(value, now) is None
+
+
+def _complain(block_map: BlockMap, error: int, count: int) -> None:
+    """Counted always, said at most once a minute: an attack must not fill the log through a full map."""
+    name = errno.errorcode.get(error, str(error))
+    block_map.errors[name] = block_map.errors.get(name, 0) + count
+    now = time.monotonic()
+    if now - block_map.complained < COMPLAINT_INTERVAL:
+        return
+    block_map.complained = now
+    said = block_map.map
+    words = "kernel map full, the server still closes these sources" if error in FULL else "kernel map not updated"
+    log.event(
+        logging.WARNING, words, map=said.path, size=said.max_entries, error=name, missing=len(block_map.missing)
+    )  # fmt: skip
+
+
+def _guarded_entries(block_map: BlockMap) -> dict[bytes, bytes]:
+    try:
+        return dict(block_map.map.entries())
+    except OSError as error:
+        _complain(block_map, error.errno or errno.EIO, 1)
+        return {}
+
+
+# ---- opening --------------------------------------------------------------------------------------------------------
+
+
+def _open_map(path: Path, ipv6_prefix: int) -> BlockMap:
+    try:
+        opened = bpf.Map.open(str(path))
+    except FileNotFoundError:
+        raise GateError(f"{path}: no such map: make it first: {EXAMPLE.format(path)}") from None
+    except OSError as error:
+        raise GateError(f"{path}: {error.strerror}") from error
+    family = FAMILIES.get((opened.kind, opened.key_size))
+    if family is None or opened.value_size not in VALUE_FORMATS:
+        raise GateError(
+            f"{path}: a {opened.kind} map with keys of {opened.key_size} and values of {opened.value_size} bytes: "
+            "-B takes a hash with keys of 4 (IPv4) or 16 (IPv6) bytes or an LPM trie of 8 or 20, and values of 4 or 8"
+        )
+    if family == 6 and ipv6_prefix != 64 and opened.kind != "lpm_trie":
+        raise GateError(
+            f"{path}: a hash holds IPv6 /64s: for --ipv6-prefix {ipv6_prefix} make it an lpm_trie with keys of 20"
+        )
+    block_map = BlockMap(opened, family, ipv6_prefix)
+    _check_writable(block_map)
+    return block_map
+
+
+def _check_writable(block_map: BlockMap) -> None:
+    """Deletes a key that is not there: a map that refuses this will refuse time-outs."""
+    key = next(
+        key for last in range(256)
+        if (key := block_map.key(bytes([0] * (3 if block_map.family == 4 else 15)) + bytes([last]))) is None
+        or block_map.map.lookup(key) is None
+    )  # fmt: skip
+    try:
+        if key is not None:
+            block_map.map.delete(key)
+    except OSError as error:
+        raise GateError(
+            f"{block_map.map.path}: cannot be changed: {error.strerror}: make one that is not frozen"
+        ) from error
+
+
+def _check_clock() -> None:
+    """In a time namespace our clock is not the kernel programs': time-outs would end too late or never begin."""
+    try:
+        offsets = Path("/proc/self/timens_offsets").read_text()
+    except FileNotFoundError:
+        return  # a kernel without time namespaces
+    for line in offsets.splitlines():
+        clock, *offset = line.split()
+        if clock == "monotonic" and any(int(part) for part in offset):
+            raise GateError(
+                "-B: this process is in a time namespace, whose clock kernel programs do not read: run outside it"
+            )
+
+
+def _text(address: bytes, prefix: int) -> str:
+    text = str(ip_address(address))
+    return text if prefix == len(address) * 8 else f"{text}/{prefix}"
