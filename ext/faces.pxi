@@ -256,7 +256,7 @@ cdef class TimeoutTable:
         return bool(table_remove(self.family(key), key))
 
     def expire(self, int64_t now, uint32_t limit=4096):
-        """Sweeps what ended at least 1/64 s ago; the sources, at most `limit`. As many as `limit`: call again."""
+        """Sweeps what has ended, 1/64 s late at most; the sources, at most `limit`. As many as `limit`: call again."""
         cdef source_key out[BATCH]
         cdef uint32_t i, k, room, count
         cdef list ended = []

@@ -19,11 +19,11 @@ from typing import Any
 from tt import config, keys, log
 from tt._core import Server, TimeoutTable
 from tt.client import Client
-from tt.dispatch import Dispatcher, Operation
+from tt.dispatch import Dispatcher, Operation, Session
 from tt.guard import Guard
-from tt.noise import Transport, consume_welcome, create_hello
+from tt.noise import PendingClient, Transport, consume_welcome, create_hello
 from tt.serve import Application, open_listeners
-from tt.wire import DATA, HELLO, Hello, encode_hello, header
+from tt.wire import DATA, HELLO, Hello, Reply, Request, decode_replies, encode_hello, encode_requests, header
 
 HOST = "127.0.0.1"
 PATIENCE = 10.0  # s: the longest that a test waits for something that is to happen
@@ -37,6 +37,13 @@ def until(what: str, happened: Callable[[], Any], patience: float = PATIENCE) ->
         assert time.monotonic() < end, f"waited {patience} s in vain: {what}"
         pause.wait(0.001)
     return result
+
+
+def log_in(session: Session, _arguments: object) -> None:
+    session.log_in()
+
+
+LOGIN: Mapping[str, Operation] = {"login": log_in}  # an operation that lets everybody in
 
 
 class Events(logging.Handler):
@@ -54,10 +61,20 @@ class Events(logging.Handler):
 
 
 class Running:
-    """A server with the given options; use it in a `with` statement."""
+    """A server with the given options; use it in a `with` statement.
+
+    `send_buffer` bounds what the kernel takes from the server for a connection, in bytes: else it may be 4 MiB, and no
+    reply of a test has to wait.
+    """
 
     def __init__(
-        self, data: Path, operations: Mapping[str, Operation] | None = None, *, places: int = 1000, **options: Any
+        self,
+        data: Path,
+        operations: Mapping[str, Operation] | None = None,
+        *,
+        places: int = 1000,
+        send_buffer: int | None = None,
+        **options: Any,
     ) -> None:
         settings = config.load(None, {}, {"listen": [f"{HOST}:0"], "data": str(data), **options})
         data.mkdir(exist_ok=True)
@@ -72,6 +89,9 @@ class Running:
         self.dispatcher = Dispatcher([self.key], operations or {})
         self.application = Application(settings, self.dispatcher, self.guard)
         listeners = open_listeners(settings)
+        if send_buffer is not None:
+            for listener in listeners:  # what they accept inherits it
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.addresses = [listener.getsockname() for listener in listeners]
         self.port = self.addresses[0][1]
         self.server = Server(
@@ -84,29 +104,50 @@ class Running:
 
     # ---- the peer's side --------------------------------------------------------------------------------------------
 
-    def connect(self, source: str = "127.0.0.2", *, host: str = HOST, timeout: float = PATIENCE) -> socket.socket:
-        """A connection from a loopback address; closed at the end of the test."""
-        peer = socket.create_connection((host, self.port), timeout, (source, 0))
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def connect(
+        self, source: str = "127.0.0.2", *, host: str = HOST, timeout: float = PATIENCE, buffer: int | None = None
+    ) -> socket.socket:
+        """A connection from a loopback address; closed at the end of the test.  `buffer`: bytes to receive into."""
+        peer = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._open.append(peer)
+        peer.settimeout(timeout)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if buffer is not None:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        peer.bind((source, 0))
+        peer.connect((host, self.port))
         return peer
 
-    def is_dropped(self, source: str = "127.0.0.2") -> bool:
-        """Whether a new connection from that source is closed at once, without a byte sent."""
+    def is_dropped(self, source: str = "127.0.0.2", *, host: str = HOST) -> bool:
+        """Whether a new connection from that source is closed at once; else it gets its WELCOME."""
         try:
-            return ended(self.connect(source, timeout=0.5)) == b""
-        except ConnectionResetError:  # the reset was here before connect() returned
+            peer = self.connect(source, host=host)
+            peer.sendall(self.hello()[0])
+            welcome = peer.recv(1)
+        except ConnectionError:
             return True
-        except TimeoutError:
-            return False
+        peer.close()
+        return not welcome
 
-    def handshake(self, source: str = "127.0.0.2", *, host: str = HOST) -> tuple[socket.socket, Transport]:
-        """A connection that has its WELCOME."""
-        peer = self.connect(source, host=host)
-        message, pending = create_hello(self.key.public, encode_hello(Hello("test", "0")))
-        peer.sendall(header(HELLO, len(message)) + message)
+    def hello(self, public: bytes | None = None) -> tuple[bytes, PendingClient]:
+        """A HELLO frame, for this server or for the one with that public key."""
+        message, pending = create_hello(public or self.key.public, encode_hello(Hello("test", "0")))
+        return header(HELLO, len(message)) + message, pending
+
+    def handshake(self, source: str = "127.0.0.2", **options: Any) -> tuple[socket.socket, Transport]:
+        """A connection that has its WELCOME; `options` are connect()'s."""
+        peer = self.connect(source, **options)
+        hello, pending = self.hello()
+        peer.sendall(hello)
         frame = self.read_frame(peer)
         _, transport = consume_welcome(pending, frame[8:])
+        return peer, transport
+
+    def user(self, source: str = "127.0.0.2", **options: Any) -> tuple[socket.socket, Transport]:
+        """A connection whose user has logged in, on a server that offers LOGIN."""
+        peer, transport = self.handshake(source, **options)
+        (reply,) = self.ask(peer, transport, "login")
+        assert reply.error is None
         return peer, transport
 
     @staticmethod
@@ -123,6 +164,17 @@ class Running:
         """A DATA frame."""
         head = header(DATA, len(plaintext) + 16)
         return head + transport.seal(head, plaintext)
+
+    def read_plaintext(self, peer: socket.socket, transport: Transport) -> bytes:
+        """What the next DATA frame holds."""
+        frame = self.read_frame(peer)
+        return transport.open(frame[:8], frame[8:])
+
+    def ask(self, peer: socket.socket, transport: Transport, *operations: str) -> list[Reply]:
+        """The replies to requests, without arguments, that fit into one frame; their ids count from 1."""
+        requests = [Request(number, operation) for number, operation in enumerate(operations, 1)]
+        peer.sendall(self.seal(transport, b"\0" + encode_requests(requests)))
+        return decode_replies(self.read_plaintext(peer, transport)[1:])
 
     # ---- the server's side ------------------------------------------------------------------------------------------
 
@@ -144,8 +196,10 @@ class Running:
 
     def wake(self) -> None:
         """Make the loop turn at once, as any connection does."""
+        host = self.addresses[0][0]
+        source = None if ":" in host else ("127.255.255.254", 0)  # one that no test times out
         with suppress(OSError):  # a stopping server resets it, or is gone
-            socket.create_connection((HOST, self.port), PATIENCE, ("127.255.255.254", 0)).close()
+            socket.create_connection((host, self.port), PATIENCE, source).close()
 
     # ---- start and end ----------------------------------------------------------------------------------------------
 
@@ -188,6 +242,20 @@ def read_exactly(peer: socket.socket, size: int) -> bytes:
         assert part, f"the connection ended after {len(data)} of {size} bytes"
         data += part
     return data
+
+
+def reset(peer: socket.socket) -> None:
+    """Close with a reset, which leaves what was not read unread."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+def until_end(peer: socket.socket) -> bytes:
+    """What still arrives until the end of stream; fails on a reset."""
+    data = bytearray()
+    while part := peer.recv(65536):
+        data += part
+    return bytes(data)
 
 
 def ended(peer: socket.socket) -> bytes:

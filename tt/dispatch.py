@@ -105,7 +105,8 @@ class Session:
                 if body is None:
                     continue
                 if body:
-                    answers += self._sealed(self._answer(body))
+                    compress = self.logged_in  # the reply to login itself still has no flags
+                    answers += self._sealed(self._answer(body), compress=compress)
                 else:
                     answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
         except (NoiseError, wire.Tampered):
@@ -115,8 +116,8 @@ class Session:
     def closed(self, reason: str) -> None:
         """The loop's word that the connection has ended."""
 
-    def _sealed(self, body: bytes) -> Iterable[bytes]:
-        for plaintext in wire.split_message(body, wire.MAX_DATA, compress=self.logged_in):
+    def _sealed(self, body: bytes, *, compress: bool) -> Iterable[bytes]:
+        for plaintext in wire.split_message(body, wire.MAX_DATA, compress=compress):
             head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
             yield head + self._transport.seal(head, plaintext)
 
@@ -137,5 +138,7 @@ class Session:
             return wire.Reply(request.id, None, msgspec.Raw(_encode(operation(self, request.arguments))))
         except OperationError as error:
             return wire.Reply(request.id, wire.ReplyError(error.code, str(error)))
-        except msgspec.ValidationError as error:
-            return wire.Reply(request.id, wire.ReplyError("malformed", str(error)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # The text of the second quotes the peer's bytes.
+            reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            return wire.Reply(request.id, wire.ReplyError("malformed", reason))

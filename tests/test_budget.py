@@ -1,0 +1,483 @@
+"""What strangers may use of the server, and how long a time-out keeps them away: on a real server."""
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from ctypes import CDLL, get_errno
+from pathlib import Path
+
+import pytest
+from harness import LOGIN, Running, ended, until
+from test_frame import DATA, head
+
+from tt._core import REASON_CODES
+from tt.noise import Transport
+
+PING = b"\0"
+GARBAGE = b"GET / HTTP/1.1\r\n\r\n"
+NS = 10**9
+CLONE_NEWNET = 0x40000000
+
+
+def is_open(server: Running, peer: socket.socket, transport: Transport) -> bool:
+    """Whether a connection that has its WELCOME still gets answers."""
+    try:
+        peer.sendall(server.seal(transport, PING))
+        return server.read_plaintext(peer, transport) == PING
+    except (ConnectionError, AssertionError):
+        return False
+
+
+def states(server: Running) -> dict[str, int]:
+    return {name: count for name, count in server.counters()["connections"].items() if count}
+
+
+def await_states(server: Running, **expected: int) -> None:
+    until(f"{expected}", lambda: states(server) == expected)
+
+
+def misbehave(server: Running, source: str, packet: bytes = GARBAGE) -> None:
+    peer = server.connect(source)
+    peer.sendall(packet)
+    ended(peer)
+
+
+def bad_hello(server: Running) -> bytes:
+    hello, _ = server.hello()
+    return hello[:-1] + bytes([hello[-1] ^ 1])
+
+
+# ---- connections of a source ----
+
+
+def test_65th_connection_without_a_login_is_turned_away_and_the_others_live(run_server):
+    server = run_server(LOGIN)
+    users = [server.user() for _ in range(3)]  # no part of the count
+    silent = [server.connect() for _ in range(32)]
+    guests = [server.handshake() for _ in range(32)]
+    await_states(server, logged_in=3, new=32, open=32)
+    assert ended(server.connect()) == b""
+    server.await_closed("too_many")
+    assert all(is_open(server, *guest) for guest in guests + users)
+    with server.client("127.0.0.3") as other:
+        other.ping()
+    silent.pop().close()
+    await_states(server, logged_in=3, new=31, open=32)
+    last = server.handshake()
+    assert is_open(server, *last)
+    assert not server.events.of("timed out")
+    assert server.closed("too_many") == 1
+
+
+def test_connection_that_logs_in_makes_room_for_another(run_server):
+    server = run_server(LOGIN, connections_per_source="1")
+    for count in range(1, 6):
+        server.user()
+        await_states(server, logged_in=count)
+
+
+# ---- HELLOs of a source ----
+
+
+def test_hello_over_the_burst_waits_for_its_turn_at_the_rate(run_server):
+    server = run_server(hello_rate="5", hello_burst="2")
+    begin = time.monotonic()
+    peers = [server.connect() for _ in range(4)]
+    for peer in peers:
+        peer.sendall(server.hello()[0])
+    for peer in peers:
+        assert server.read_frame(peer)[3] == 2
+    assert time.monotonic() - begin >= 0.4  # two at once, one at 0.2 s, one at 0.4 s
+    assert server.counters()["handshakes"] == 4
+
+
+def test_waiting_hello_holds_up_no_other_source(run_server):
+    server = run_server(hello_rate="1", hello_burst="1", hello_deadline="2")
+    for peer in [server.connect() for _ in range(5)]:
+        peer.sendall(server.hello()[0])
+    until("four waiting", lambda: states(server) == {"waiting": 4, "open": 1})
+    begin = time.monotonic()
+    with server.client("127.0.0.3") as other:
+        other.ping()
+    assert time.monotonic() - begin < 1
+
+
+def test_hello_that_never_gets_its_turn_is_too_many_and_times_nobody_out(run_server):
+    server = run_server(hello_rate="1", hello_burst="1", hello_deadline="1")
+    peers = [server.handshake()[0], *(server.connect() for _ in range(4))]
+    for peer in peers[1:]:
+        peer.sendall(server.hello()[0])
+    assert [ended(peer) for peer in peers[1:]] == [b""] * 4
+    server.await_closed("too_many", 4)
+    assert not server.events.of("timed out")
+
+
+def test_replayed_hello_flood_from_one_source_is_held_to_the_burst(run_server):
+    server = run_server(hello_rate="1", hello_burst="10", hello_deadline="2")
+    hello, _ = server.hello()
+    peers = [server.connect() for _ in range(60)]
+    for peer in peers:
+        peer.sendall(hello)
+    until("all judged or waiting", lambda: not server.counters()["connections"]["new"])
+    assert 10 <= server.counters()["handshakes"] < 20
+
+
+def test_more_handshakes_than_a_turn_makes_are_all_made(run_server):
+    server = run_server(handshakes_per_turn="1")
+    peers = [server.connect() for _ in range(50)]
+    begin = time.monotonic()
+    for peer in peers:
+        peer.sendall(server.hello()[0])
+    for peer in peers:
+        assert server.read_frame(peer)[3] == 2
+    assert time.monotonic() - begin < 5
+
+
+# ---- connections in all ----
+
+
+def test_at_capacity_the_newest_wins_over_the_oldest_without_a_hello_then_over_the_longest_idle_guest(run_server):
+    server = run_server(LOGIN, places=5)
+    user = server.user("127.0.1.1")
+    guests = [server.handshake("127.0.1.2"), server.handshake("127.0.1.3")]
+    silent = [server.connect("127.0.1.4"), server.connect("127.0.1.5")]
+    await_states(server, logged_in=1, open=2, new=2)
+    assert is_open(server, *guests[0])  # so that the other one has been idle for longer
+
+    for victim in silent:
+        newcomer = server.handshake("127.0.2.1")
+        guests.append(newcomer)
+        assert ended(victim) == b""
+    await_states(server, logged_in=1, open=4)
+    for victim in (guests[1], guests[0]):
+        guests.append(server.handshake("127.0.2.2"))
+        assert ended(victim[0]) == b""
+    assert server.closed("too_many") == 4
+    assert all(is_open(server, *guest) for guest in [*guests[2:], user])
+    assert not server.events.of("timed out")
+
+
+def test_user_never_gives_way(run_server):
+    server = run_server(LOGIN, places=3)
+    users = [server.user(f"127.0.1.{number}") for number in (1, 2, 3)]
+    for _ in range(5):
+        assert ended(server.connect("127.0.2.1")) == b""
+    assert all(is_open(server, *user) for user in users)
+    server.await_closed("too_many", 5)
+
+
+def test_flood_of_silent_connections_from_many_sources_keeps_no_client_out(run_server):
+    server = run_server(LOGIN, places=100)
+    user = server.user("127.0.3.1")
+    flood = [server.connect(f"127.9.{n // 250}.{1 + n % 250}") for n in range(500)]
+    with server.client("127.0.3.2") as client:
+        client.ping()
+    assert is_open(server, *user)
+    assert server.closed("too_many") >= 400
+    assert not server.events.of("timed out")
+    for peer in flood:
+        peer.close()
+
+
+def test_connection_of_a_source_over_its_share_costs_nobody_his_place(run_server):
+    server = run_server(LOGIN, places=3, connections_per_source="2")
+    flood = [server.handshake("127.0.1.1") for _ in range(2)]
+    other = server.handshake("127.0.1.2")
+    assert all(is_open(server, *guest) for guest in flood)  # so that the other has been idle for longest
+    assert ended(server.connect("127.0.1.1")) == b""
+    assert is_open(server, *other)
+
+
+@pytest.fixture
+def descriptors():
+    """Sets how many more descriptors this process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def leave(count: int) -> None:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], hard))
+
+    yield leave
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def unconnected(source: str) -> socket.socket:
+    peer = socket.socket()
+    peer.bind((source, 0))
+    peer.settimeout(10)
+    return peer
+
+
+def test_without_descriptors_the_connections_wait_in_the_backlog_and_that_is_said(run_server, descriptors):
+    server = run_server(LOGIN)
+    user = server.user()
+    with unconnected("127.0.1.1") as peer:
+        descriptors(0)
+        peer.connect(server.addresses[0])
+        until("a failed accept", lambda: server.counters()["accept_failures"])
+        assert is_open(server, *user)
+        tries = server.counters()["accept_failures"]
+        event = until("the log", lambda: [e for e in server.events.all if "accept" in e["words"]])
+        assert tries < 1000  # it pauses, and does not spin
+        assert len(event) < 5
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        peer.sendall(server.hello()[0])
+        assert server.read_frame(peer)[3] == 2
+    assert is_open(server, *user)
+
+
+def test_without_descriptors_who_has_waited_longest_makes_room(run_server, descriptors):
+    server = run_server(LOGIN)
+    user, silent = server.user(), server.connect()
+    await_states(server, logged_in=1, new=1)
+    with unconnected("127.0.1.1") as peer:
+        descriptors(0)
+        peer.connect(server.addresses[0])
+        peer.sendall(server.hello()[0])
+        assert server.read_frame(peer)[3] == 2
+        assert ended(silent) == b""
+    assert is_open(server, *user)
+    assert server.closed("too_many") == 1
+
+
+# ---- a time-out lands, and ends ----
+
+
+def test_when_a_time_out_lands_every_guest_of_the_source_is_reset_and_its_users_stay(run_server):
+    server = run_server(LOGIN)
+    user = server.user("127.0.1.1")
+    silent, guest = server.connect("127.0.1.1"), server.handshake("127.0.1.1")
+    begun = server.connect("127.0.1.1")
+    begun.sendall(b"TT")
+    neighbour = server.handshake("127.0.1.2")
+    await_states(server, logged_in=1, new=2, open=2)
+    misbehave(server, "127.0.1.1")
+    assert ended(silent) == ended(begun) == ended(guest[0]) == b""
+    assert is_open(server, *user)
+    assert is_open(server, *neighbour)
+    assert server.closed("timed_out") == 3
+    assert server.closed("not_protocol") == 1
+    assert len(server.events.of("timed out")) == 1
+
+
+def test_tampering_user_is_disconnected_with_the_guests_of_his_source_and_his_colleagues_stay(run_server):
+    server = run_server(LOGIN)
+    colleague, culprit = server.user("127.0.1.1"), server.user("127.0.1.1")
+    guest = server.handshake("127.0.1.1")
+    culprit[0].sendall(head(DATA, 17) + bytes(17))
+    assert ended(culprit[0]) == ended(guest[0]) == b""
+    assert is_open(server, *colleague)
+    assert server.is_dropped("127.0.1.1")
+    assert is_open(server, *colleague)
+
+
+def test_waiting_hellos_of_a_source_end_with_its_time_out(run_server):
+    server = run_server(hello_rate="1", hello_burst="1", hello_deadline="300")
+    peers = [server.connect("127.0.1.1") for _ in range(5)]
+    for peer in peers:
+        peer.sendall(server.hello()[0])
+    await_states(server, waiting=4, open=1)
+    misbehave(server, "127.0.1.1")
+    server.await_closed("timed_out", 5)
+    assert len(server.events.of("timed out")) == 1
+
+
+def test_attempts_during_a_time_out_are_counted_and_do_not_extend_it(run_server):
+    server = run_server()
+    misbehave(server, "127.0.1.1")
+    event = server.await_timed_out("127.0.1.1")
+    end = end_of(server, "127.0.1.1")
+    for _ in range(20):
+        with suppress(ConnectionError):
+            server.connect("127.0.1.1").sendall(GARBAGE)
+    server.await_closed("timed_out", 20)
+    record = server.table.find("127.0.1.1", time.monotonic_ns())
+    assert (record.end, record.dropped, record.before) == (end, 20, 0)
+    assert server.events.of("timed out") == [event]
+
+
+def end_of(server: Running, source: str) -> int:
+    server.await_timed_out(source)
+    return server.table.find(source, time.monotonic_ns()).end
+
+
+def assert_ends_on_time(server: Running, source: str, end: int) -> None:
+    """Before the end every connection is dropped; from 20 ms after it on, every one is served."""
+    while True:
+        begin = time.monotonic_ns()
+        dropped = server.is_dropped(source)
+        if time.monotonic_ns() < end:
+            assert dropped, "served before the end"
+        elif begin >= end + NS // 50:
+            assert not dropped, "dropped after the end"
+            return
+
+
+def test_time_out_ends_on_time_and_the_repeat_of_a_hard_one_doubles_while_a_mild_one_keeps_its_length(run_server):
+    server = run_server(timeout="1", timeout_bad_hello="1", timeout_max="3")
+    misbehave(server, "127.0.1.1")
+    misbehave(server, "127.0.1.2", bad_hello(server))
+    ends = {source: end_of(server, source) for source in ("127.0.1.1", "127.0.1.2")}
+    for source, end in ends.items():
+        assert_ends_on_time(server, source, end)
+    server.events.all.clear()
+    misbehave(server, "127.0.1.1")
+    misbehave(server, "127.0.1.2", bad_hello(server))
+    hard, mild = server.await_timed_out("127.0.1.1"), server.await_timed_out("127.0.1.2")
+    assert (hard["seconds"], hard["before"]) == (2, 1)
+    assert (mild["seconds"], mild["before"]) == (1, 1)
+    assert_ends_on_time(server, "127.0.1.1", end_of(server, "127.0.1.1"))
+    server.events.all.clear()
+    misbehave(server, "127.0.1.1")
+    assert server.await_timed_out("127.0.1.1")["seconds"] == 3  # timeout_max
+
+
+def test_without_escalation_the_repeat_is_as_long_as_the_first(run_server):
+    server = run_server(timeout="1", escalate="false")
+    for before in range(2):
+        server.events.all.clear()
+        misbehave(server, "127.0.1.1")
+        event = server.await_timed_out("127.0.1.1")
+        assert (event["seconds"], event["before"]) == (1, before)
+        assert_ends_on_time(server, "127.0.1.1", end_of(server, "127.0.1.1"))
+
+
+def test_full_table_gives_up_the_source_nearest_its_end(run_server):
+    server = run_server(table_size="1024", log_timeouts_per_second="100000")
+    for number in range(1025):
+        packet = bad_hello(server) if number == 500 else GARBAGE  # 30 s, the others 600 s
+        misbehave(server, f"127.8.{number // 250}.{1 + number % 250}", packet)
+    until("the last time-out", lambda: server.timed_out("127.8.4.25"))
+    assert server.table.evictions == 1
+    assert not server.is_dropped("127.8.2.1")
+    assert server.is_dropped("127.8.0.1")
+    assert server.is_dropped("127.8.4.25")
+
+
+def test_source_timed_out_by_hand_loses_its_guests_and_comes_back_when_it_is_lifted(run_server):
+    def time_out(_session, _arguments):
+        return server.server.time_out("127.0.1.1", 60 * NS).reason
+
+    def lift(_session, _arguments):
+        return server.server.lift("127.0.1.1"), server.server.lift("127.0.1.1")
+
+    server = run_server({"time_out": time_out, "lift": lift, **LOGIN})
+    user, guest = server.user("127.0.1.1"), server.handshake("127.0.1.1")
+    with server.client() as operator:
+        assert operator.request("time_out") == REASON_CODES["operator"]
+        assert ended(guest[0]) == b""
+        assert is_open(server, *user)
+        assert server.is_dropped("127.0.1.1")
+        assert operator.request("lift") == [True, False]
+        assert not server.is_dropped("127.0.1.1")
+    event = server.await_timed_out("127.0.1.1")
+    assert (event["reason"], event["seconds"]) == ("operator", 60)
+
+
+# ---- exempt, and only observed ----
+
+
+@pytest.mark.parametrize("exempt", ["127.0.9.0/24", "loopback", "127.0.9.9/32"])
+def test_exempt_source_is_disconnected_and_logged_and_not_timed_out(run_server, exempt):
+    server = run_server(exempt=[exempt])
+    guest = server.handshake("127.0.9.9")
+    for packet, reason in ((GARBAGE, "not_protocol"), (bad_hello(server), "bad_hello")):
+        server.events.all.clear()
+        misbehave(server, "127.0.9.9", packet)
+        (event,) = until("the log", lambda: server.events.of("exempt, disconnected"))
+        assert (event["source"], event["reason"]) == ("127.0.9.9", reason)
+        assert event["first"] == packet[:32]
+        assert "seconds" not in event
+    assert not server.is_dropped("127.0.9.9")
+    assert is_open(server, *guest)
+    assert server.table.running == 0
+    assert not [event for event in server.events.all if event.get("remedy")]
+
+
+def test_source_beside_the_exempt_network_is_timed_out(run_server):
+    server = run_server(exempt=["127.0.9.0/25"])
+    misbehave(server, "127.0.9.128")
+    assert server.is_dropped("127.0.9.128")
+
+
+def test_observe_says_who_would_be_timed_out_and_times_nobody_out(run_server):
+    server = run_server(observe="true")
+    guest = server.handshake("127.0.1.1")
+    for count in (1, 2):
+        misbehave(server, "127.0.1.1")
+        events = until("the log", lambda n=count: len(e := server.events.of("would be timed out")) == n and e)
+        assert events[-1]["source"] == "127.0.1.1"
+        assert events[-1]["reason"] == "not_protocol"
+        assert events[-1]["looks"] == "HTTP request"
+    assert not server.is_dropped("127.0.1.1")
+    assert is_open(server, *guest)
+    assert server.table.running == 0
+    assert not server.events.of("timed out")
+
+
+# ---- IPv6 ----
+
+
+def in_a_namespace(test: Callable[[], None]) -> None:
+    """Runs `test` in a thread that has a network of its own: a loopback interface with addresses of two /64."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            assert CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0, os.strerror(get_errno())
+            for words in (
+                "link set lo up", "address add fd00:1::1/64 dev lo nodad", "address add fd00:1::2/64 dev lo nodad",
+                "address add fd00:2::1/64 dev lo nodad",
+            ):  # fmt: skip
+                subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+            test()
+        except BaseException as error:  # noqa: BLE001 - handed on
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2 for a namespace")
+@pytest.mark.parametrize("prefix", ["64", "128"])
+def test_ipv6_source_is_its_64_or_what_the_prefix_says(tmp_path: Path, prefix: str):
+    def test() -> None:
+        with Running(tmp_path, listen=["[::]:0"], ipv6_prefix=prefix) as server:
+            neighbour = server.connect("fd00:1::2", host="fd00:1::1")
+            peer = server.connect("fd00:1::1", host="fd00:1::1")
+            await_states(server, new=2)
+            peer.sendall(GARBAGE)
+            assert ended(peer) == b""
+            source = "fd00:1::/64" if prefix == "64" else "fd00:1::1"
+            assert server.await_timed_out(source)["reason"] == "not_protocol"
+            assert server.is_dropped("fd00:1::1", host="fd00:1::1")
+            assert server.is_dropped("fd00:1::2", host="fd00:1::1") == (prefix == "64")
+            assert not server.is_dropped("fd00:2::1", host="fd00:1::1")
+            if prefix == "64":
+                assert ended(neighbour) == b""
+
+    in_a_namespace(test)
+
+
+def test_ipv6_loopback_is_timed_out_while_ipv4_is_served(run_server):
+    server = run_server(listen=["127.0.0.1:0", "[::1]:0"])
+    server.port, port = server.addresses[1][1], server.port
+    with socket.create_connection(server.addresses[1][:2]) as peer:
+        peer.sendall(GARBAGE)
+        assert ended(peer) == b""
+    assert server.await_timed_out("::/64")["looks"] == "HTTP request"
+    assert server.is_dropped("::1", host="::1")
+    server.port = port
+    assert not server.is_dropped("127.0.0.1")

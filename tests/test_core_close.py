@@ -1,0 +1,439 @@
+"""The loop, on a real server: deadlines, traps of edge-triggered epoll, long replies, and how connections end."""
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from harness import LOGIN, Running, ended, read_exactly, reset, until, until_end
+from test_frame import DATA, HELLO, head
+
+from tt.dispatch import Session
+from tt.wire import Request, encode_requests
+
+PING = b"\0"
+PONG = 25  # bytes: header, flags, tag
+LONG = random.Random(2).randbytes(2 << 20)  # a reply that does not compress
+SLOW = {"send_buffer": 16384}  # with a reader's small buffer, most of a long reply waits in the server
+
+
+def many(server: Running, transport, count: int) -> bytes:
+    return b"".join(server.seal(transport, PING) for _ in range(count))
+
+
+def seconds(begin: float) -> float:
+    return time.monotonic() - begin
+
+
+# ---- silence, and what is begun and not ended ----
+
+
+def test_zero_bytes_then_close_a_thousand_times_from_one_source(run_server):
+    server = run_server()
+    for count in range(50, 1001, 50):  # fewer than 64 at a time, or some would be too_many
+        for _ in range(50):
+            server.connect().close()
+        server.await_closed("peer_closed", count)
+    assert server.closed("peer_closed") == 1000
+    assert not server.events.of("timed out")
+    with server.client("127.0.0.2") as client:
+        client.ping()
+
+
+def test_no_byte_till_the_deadline_is_silent_and_times_nobody_out(run_server):
+    server = run_server(hello_deadline="1")
+    begin = time.monotonic()
+    peers = [server.connect() for _ in range(3)]
+    assert [ended(peer) for peer in peers] == [b""] * 3
+    assert 1 <= seconds(begin) < 3
+    server.await_closed("silent", 3)
+    assert not server.is_dropped()
+    assert not server.events.of("timed out")
+
+
+@pytest.mark.parametrize("trickle", [False, True], ids=["silence", "a byte now and then"])
+def test_begun_hello_is_stalled_at_the_deadline(run_server, trickle):
+    server = run_server(hello_deadline="1")
+    hello, _ = server.hello()
+    begin = time.monotonic()
+    peer = server.connect(timeout=0.1)
+    peer.sendall(hello[:5])
+    for byte in hello[5:]:
+        try:
+            if not peer.recv(1):
+                break
+        except TimeoutError:  # nothing heard for a tenth of a second
+            if trickle:
+                peer.sendall(bytes([byte]))
+        except ConnectionResetError:
+            break
+    assert 1 <= seconds(begin) < 3
+    event = server.await_timed_out()
+    assert (event["reason"], event["seconds"]) == ("stalled", 10)
+    assert hello.startswith(event["first"])
+    assert server.is_dropped()
+
+
+def test_idle_before_login_is_closed_gracefully(run_server):
+    server = run_server(idle_before_login="1")
+    peer, transport = server.handshake()
+    peer.sendall(server.seal(transport, PING))
+    begin = time.monotonic()
+    assert len(until_end(peer)) == PONG
+    assert 0.9 < seconds(begin) < 3
+    server.await_closed("idle")
+    assert not server.is_dropped()
+
+
+def test_idle_after_login_is_closed_gracefully_and_later_than_before_login(run_server):
+    server = run_server(LOGIN, idle_before_login="1", idle_after_login="2")
+    user, _ = server.user()
+    guest, _ = server.handshake()
+    begin = time.monotonic()
+    assert until_end(guest) == b""
+    assert seconds(begin) < 1.9
+    assert until_end(user) == b""
+    assert seconds(begin) > 1.9
+    server.await_closed("idle", 2)
+
+
+@pytest.mark.parametrize("logged_in", [False, True])
+def test_frame_begun_and_not_ended_is_idle_even_when_bytes_trickle(run_server, logged_in):
+    server = run_server(LOGIN, frame_deadline="1")
+    peer, transport = server.user() if logged_in else server.handshake()
+    frame = server.seal(transport, b"\0" + bytes(100))
+    begin = time.monotonic()
+    peer.settimeout(0.1)
+    with suppress(ConnectionError):
+        for byte in frame[:-1]:
+            peer.sendall(bytes([byte]))
+            with suppress(TimeoutError):
+                assert peer.recv(1) == b""
+                break
+    assert 1 <= seconds(begin) < 3
+    server.await_closed("idle")
+    assert not server.is_dropped()
+
+
+def test_pings_keep_a_connection(run_server):
+    server = run_server(idle_before_login="1")
+    peer, transport = server.handshake()
+    begin = time.monotonic()
+    peer.settimeout(0.2)
+    while seconds(begin) < 1.5:
+        peer.sendall(server.seal(transport, PING))
+        assert server.read_plaintext(peer, transport) == PING
+        with pytest.raises(TimeoutError):
+            peer.recv(1)
+
+
+# ---- traps of edge-triggered epoll: what is left at a bound is served with no new event ----
+
+
+def test_more_bytes_than_a_turn_reads_in_one_burst(run_server):
+    server = run_server(read_per_turn="4096")
+    peer, transport = server.handshake()
+    peer.sendall(many(server, transport, 3000))  # 75,000 bytes
+    read_exactly(peer, 3000 * PONG)
+
+
+def test_more_connections_than_a_turn_accepts_wait_in_the_backlog_before_the_loop_starts(tmp_path):
+    server = Running(tmp_path, accepts_per_turn="1", read_per_turn="4096")
+    peers = [server.connect(f"127.0.1.{number}") for number in range(1, 101)]
+    for peer in peers:
+        peer.sendall(server.hello()[0])
+    with server:
+        begin = time.monotonic()
+        for peer in peers:
+            assert server.read_frame(peer)[3] == 2
+        assert seconds(begin) < 5  # and not one at each tick of a second
+
+
+@pytest.mark.parametrize("packet", [b"G", b"GET / HTTP/1.1\r\n\r\n", head(HELLO, 0)])
+def test_data_followed_by_a_reset_before_the_accept_is_judged(tmp_path, packet):
+    server = Running(tmp_path)
+    peer = server.connect()
+    peer.sendall(packet)
+    reset(peer)
+    with server:
+        assert server.await_timed_out()["reason"] == "not_protocol"
+        assert server.timed_out()["first"] == packet
+
+
+def test_part_of_a_hello_followed_by_a_reset_or_a_close_before_the_accept_is_no_evidence(tmp_path):
+    server = Running(tmp_path)
+    for close in (reset, socket.socket.close):
+        peer = server.connect()
+        peer.sendall(b"TT\1")
+        close(peer)
+    with server:
+        server.await_closed("peer_closed", 2)
+        assert not server.events.of("timed out")
+
+
+def test_hello_and_half_close_before_the_accept_is_welcomed_and_ended(tmp_path):
+    server = Running(tmp_path)
+    peer = server.connect()
+    peer.sendall(server.hello()[0])
+    peer.shutdown(socket.SHUT_WR)
+    with server:
+        assert until_end(peer)[3] == 2
+        server.await_closed("peer_closed")
+
+
+def test_half_close_after_the_request_still_gets_its_reply(run_server):
+    server = run_server()
+    for count in (1, 500):
+        peer, transport = server.handshake()
+        peer.sendall(many(server, transport, count))
+        peer.shutdown(socket.SHUT_WR)
+        assert len(until_end(peer)) == count * PONG
+    server.await_closed("peer_closed", 2)
+
+
+def test_client_that_pipelines_10000_pings_before_it_reads(run_server):
+    server = run_server()
+    peer, transport = server.handshake()
+    peer.sendall(many(server, transport, 10_000))
+    replies = read_exactly(peer, 10_000 * PONG)
+    for start in range(0, len(replies), PONG):
+        assert transport.open(replies[start : start + 8], replies[start + 8 : start + PONG]) == PING
+    peer.sendall(server.seal(transport, PING))
+    assert server.read_plaintext(peer, transport) == PING
+
+
+# ---- long replies ----
+
+
+class Streaming:
+    """A session that answers whatever comes with raw bytes in parts, and then ends its connection."""
+
+    def __init__(self, connection, reason: str | None, size: int, *, at_once: bool) -> None:
+        self._connection = connection
+        self._reason = reason
+        self._size = size
+        self._at_once = at_once
+        self.closed_for: list[str] = []
+
+    def receive(self, _frames: list[bytes]) -> bytes | Iterator[bytes]:
+        if self._reason is not None:
+            self._connection.close(self._reason)
+        if self._at_once:
+            return LONG
+        return (LONG[start : start + self._size] for start in range(0, len(LONG), self._size))
+
+    def closed(self, reason: str) -> None:
+        self.closed_for.append(reason)
+
+
+def streaming_server(run_server, *, at_once: bool, reason: str | None = None, size: int = 1000, **options):
+    """A server whose sessions are Streaming; and the list of them."""
+    server = run_server(**options)
+    sessions = []
+    hello = server.application.hello
+
+    def hello_streaming(connection, frame):
+        _, welcome = hello(connection, frame)
+        sessions.append(Streaming(connection, reason, size, at_once=at_once))
+        return sessions[-1], welcome
+
+    server.application.hello = hello_streaming
+    return server, sessions
+
+
+READERS = pytest.mark.parametrize(("buffer", "options"), [(None, {}), (4096, SLOW)], ids=["any reader", "slow reader"])
+AT_ONCE = pytest.mark.parametrize("at_once", [True, False], ids=["bytes", "iterator"])
+
+
+@AT_ONCE
+@pytest.mark.parametrize("half_close", [False, True])
+@READERS
+def test_reply_of_2_mb_then_a_close_by_the_server_arrives_whole(run_server, at_once, half_close, buffer, options):
+    server, _ = streaming_server(run_server, at_once=at_once, reason="idle", read_per_turn="4096", **options)
+    peer, transport = server.handshake(buffer=buffer)
+    peer.sendall(server.seal(transport, PING))
+    if half_close:
+        peer.shutdown(socket.SHUT_WR)
+    assert until_end(peer) == LONG
+    server.await_closed("idle")
+
+
+@AT_ONCE
+@READERS
+def test_reply_of_2_mb_then_a_half_close_by_the_client_arrives_whole(run_server, at_once, buffer, options):
+    server, sessions = streaming_server(run_server, at_once=at_once, **options)
+    peer, transport = server.handshake(buffer=buffer)
+    peer.sendall(server.seal(transport, PING))
+    peer.shutdown(socket.SHUT_WR)
+    assert until_end(peer) == LONG
+    server.await_closed("peer_closed")
+    assert [session.closed_for for session in sessions] == [["peer_closed"]]
+
+
+@AT_ONCE
+def test_requests_behind_a_long_reply_are_answered_after_it(run_server, at_once):
+    server, _ = streaming_server(run_server, at_once=at_once, **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, PING))
+    until("the first part", lambda: server.server.waiting()["unsent"])
+    peer.sendall(server.seal(transport, PING))
+    assert read_exactly(peer, len(LONG)) == LONG
+    assert read_exactly(peer, len(LONG)) == LONG
+
+
+@AT_ONCE
+def test_peer_that_never_reads_a_long_reply_is_a_slow_reader(run_server, at_once):
+    server, sessions = streaming_server(run_server, at_once=at_once, idle_before_login="1", **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, PING))
+    server.await_closed("slow_reader")
+    assert sessions[0].closed_for == ["slow_reader"]
+    assert not server.is_dropped()
+
+
+@AT_ONCE
+def test_peer_that_resets_in_the_midst_of_a_long_reply(run_server, at_once):
+    server, sessions = streaming_server(run_server, at_once=at_once, **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, PING))
+    read_exactly(peer, 1000)
+    reset(peer)
+    server.await_closed("peer_closed")
+    assert sessions[0].closed_for == ["peer_closed"]
+
+
+def test_failure_in_the_midst_of_a_long_reply_is_said_and_ends_the_connection(run_server):
+    server, _ = streaming_server(run_server, at_once=False, size=0)  # range() refuses the step 0
+    peer, transport = server.handshake()
+    peer.sendall(server.seal(transport, PING))
+    assert ended(peer) == b""
+    server.await_closed("internal")
+    (event,) = server.events.of("internal error")
+    server.events.all.remove(event)
+    assert not server.is_dropped()
+
+
+def test_2_mb_reply_of_an_operation_through_the_client(run_server):
+    server = run_server({**LOGIN, "long": lambda _session, _arguments: LONG})
+    with server.client() as client:
+        client.request("login")
+        assert client.request("long") == LONG
+
+
+def test_peer_that_pipelines_and_never_reads_is_a_slow_reader_and_not_read_on(run_server):
+    server = run_server(idle_before_login="1", frame_deadline="1", output_limit_before_login="4096", **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.settimeout(0.1)
+    with suppress(TimeoutError):
+        while True:
+            peer.sendall(many(server, transport, 1000))
+    server.await_closed("slow_reader")
+    assert server.counters()["frames"] < 50_000
+    assert not server.events.of("timed out")
+
+
+# ---- closing ----
+
+
+def test_closing_connection_whose_peer_stays_is_gone_at_the_drain_deadline(run_server):
+    server = run_server(drain_deadline="0.1")
+    peer, transport = server.handshake()
+    peer.sendall(server.seal(transport, b"\0" + encode_requests([Request(n, "none") for n in range(65)])))
+    server.await_closed("too_long")
+    begin = time.monotonic()
+    until("the connection gone", lambda: not any(server.counters()["connections"].values()), 5)
+    assert seconds(begin) < 3
+
+
+def test_closing_connection_takes_no_more_than_the_drain_limit(run_server):
+    server = run_server(drain_deadline="30", drain_limit="64 KiB")
+    peer, _ = server.handshake()
+    peer.sendall(head(DATA, 5000))
+    server.await_closed("too_long")
+    assert server.counters()["connections"]["closing"] == 1
+    peer.sendall(bytes(10_000))
+    assert server.counters()["connections"]["closing"] == 1
+    with suppress(ConnectionError):
+        for _ in range(100):
+            peer.sendall(bytes(10_000))
+    until("the connection gone", lambda: not any(server.counters()["connections"].values()), 5)
+
+
+def test_garbage_behind_the_frame_that_closed_is_thrown_away(run_server):
+    """The connection is closing, not the protocol's any more: nothing that arrives is evidence."""
+    server = run_server({"bye": lambda session, _arguments: session.close("idle")})
+    peer, transport = server.handshake()
+    peer.sendall(server.seal(transport, b"\0" + encode_requests([Request(1, "bye")])) + b"GET / HTTP/1.1\r\n\r\n")
+    assert server.read_plaintext(peer, transport)
+    assert until_end(peer) == b""
+    server.await_closed("idle")
+    assert not server.events.of("timed out")
+
+
+def test_session_is_told_once_why_it_ended(run_server):
+    server, sessions = streaming_server(run_server, at_once=True, idle_before_login="1")
+    first, _ = server.handshake()
+    first.close()
+    second, _ = server.handshake()
+    second.sendall(b"GET")
+    third, _ = server.handshake("127.0.0.3")
+    assert until_end(third) == b""
+    until("three ends", lambda: sum(len(session.closed_for) for session in sessions) == 3)
+    assert [session.closed_for for session in sessions] == [["peer_closed"], ["not_protocol"], ["idle"]]
+
+
+def test_connection_object_outlives_its_connection_and_harms_nobody(run_server):
+    kept: list[Session] = []
+
+    def keep(session, _arguments):
+        kept.append(session)
+
+    server = run_server({"keep": keep, **LOGIN})
+    peer, transport = server.handshake()
+    server.ask(peer, transport, "keep")
+    peer.close()
+    server.await_closed("peer_closed")
+    other, transport = server.handshake()  # at the same place
+    kept[0].close("tampered")
+    kept[0].log_in()
+    assert server.ask(other, transport, "none")[0].error.code == "unknown_operation"
+    assert server.counters()["connections"]["open"] == 1
+    assert server.counters()["connections"]["logged_in"] == 0
+
+
+def test_failure_of_an_operation_costs_its_connection_alone(run_server):
+    def fail(_session, _arguments):
+        raise RuntimeError("no such vault")
+
+    server = run_server({"fail": fail})
+    other, other_transport = server.handshake()
+    peer, transport = server.handshake()
+    peer.sendall(server.seal(transport, b"\0" + encode_requests([Request(1, "fail")])))
+    assert ended(peer) == b""
+    server.await_closed("internal")
+    (event,) = server.events.of("internal error")
+    assert event["failure"][0] is RuntimeError
+    server.events.all.remove(event)
+    other.sendall(server.seal(other_transport, PING))
+    assert server.read_plaintext(other, other_transport) == PING
+    assert not server.is_dropped()
+
+
+def test_what_is_in_flight_is_finished_at_a_stop(tmp_path):
+    server = Running(tmp_path, {**LOGIN, "long": lambda _session, _arguments: LONG}, **SLOW)
+    with server:
+        silent, begun = server.connect(), server.connect()
+        begun.sendall(b"TT")
+        idle, _ = server.handshake()
+        busy, transport = server.user(buffer=4096)
+        busy.sendall(server.seal(transport, b"\0" + encode_requests([Request(1, "long")])))
+        until("output", lambda: server.server.waiting()["unsent"])
+        server.server.stop()
+        server.wake()
+        assert until_end(idle) == b""
+        assert ended(silent) == ended(begun) == b""
+        assert len(until_end(busy)) > len(LONG)
+        server.await_closed("shutdown", 4)
+    assert not server.events.of("timed out")
