@@ -35,8 +35,8 @@ from frame cimport (
 from linux cimport (
     AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP,
     EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC, SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
-    accept4, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, monotonic_ns, ntohl, ntohs, read, recv,
-    send, set_linger, shutdown, sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in,
+    accept4, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, is_readable, monotonic_ns, ntohl, ntohs,
+    read, recv, send, set_linger, shutdown, sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in,
     sockaddr_in6, sockaddr_storage, socklen_t,
 )
 from model cimport (
@@ -130,6 +130,10 @@ cdef void accept_turn(loop* l, listener* s) noexcept nogil:
             s.ready = False
             return
         elif errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            # accept(2) wants a descriptor before it looks for a connection: ask whether there is one at all.
+            if not is_readable(s.fd):
+                s.ready = False
+                return
             l.count.accept_failures += 1
             if not make_room(l):
                 l.accept_after = l.now + ACCEPT_PAUSE
@@ -151,7 +155,7 @@ cdef bint make_room(loop* l) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gate: the time-out table, the server's capacity, the source's share
+# Gate: the time-out table, the source's share, the server's capacity
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef inline timeout_table* table_of(loop* l, source_key source) noexcept nogil:
@@ -178,14 +182,12 @@ cdef void gate(loop* l, int fd, sockaddr_storage* address) noexcept nogil:
         slot.dropped += 1
         turn_away(l, fd, R_TIMED_OUT)
         return
-    if l.open >= l.limits.connections and not make_room(l):
-        turn_away(l, fd, R_TOO_MANY)
-        return
+    # The source's share before the room for it: who is over his share must not cost another one his place.
     place = budget_claim(&l.budgets, source)
     if place == NONE:
         turn_away(l, fd, R_TOO_MANY)
         return
-    if l.budgets.slots[place].guest_count >= l.limits.guests:
+    if l.budgets.slots[place].guest_count >= l.limits.guests or l.open >= l.limits.connections and not make_room(l):
         budget_release(&l.budgets, place)
         turn_away(l, fd, R_TOO_MANY)
         return
@@ -250,7 +252,7 @@ cdef void serve(loop* l, conn* c) noexcept nogil:
     if c.verdict != OPEN_VERDICT:
         finish(l, c, <tt_reason>c.verdict)
         return
-    if c.flags & WRITABLE and (unsent(c) or c.more != NULL) and not write_turn(l, c):
+    if c.flags & WRITABLE and is_sending(c) and not write_turn(l, c):
         return
     if c.state == S_CLOSING:
         drain(l, c)
@@ -261,6 +263,10 @@ cdef void serve(loop* l, conn* c) noexcept nogil:
 
 cdef inline uint64_t unsent(conn* c) noexcept nogil:
     return c.output_size - c.output_sent
+
+
+cdef inline bint is_sending(conn* c) noexcept nogil:
+    return unsent(c) > 0 or c.more != NULL
 
 
 cdef inline bint may_read(loop* l, conn* c) noexcept nogil:
@@ -507,11 +513,16 @@ cdef bint dispatch(loop* l, conn* c, const uint8_t* p, uint32_t count) noexcept 
         for i in range(count):
             frames.append(PyBytes_FromStringAndSize(<const char*>p + l.spans[i].at, l.spans[i].size))
         answer = (<object>c.session).receive(frames)
-        if answer is not None and not answer_with(l, c, answer):
+        # A verdict that times out comes before the answer: it must not depend on whether that can still be sent.
+        if answer is not None and not is_timing_out(c) and not answer_with(l, c, answer):
             return False
     except BaseException as error:
         return failed(l, c, error)
     return c.verdict == OPEN_VERDICT or finish(l, c, <tt_reason>c.verdict)
+
+
+cdef inline bint is_timing_out(conn* c) noexcept nogil:
+    return c.verdict != OPEN_VERDICT and tt_reasons[c.verdict].times_out
 
 
 cdef bint answer_with(loop* l, conn* c, object answer) except -1:
@@ -534,12 +545,13 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
                 break
             part = next(<object>c.more, None)
             if part is None:
-                Py_DECREF(<object>c.more)
-                c.more = NULL
+                release_more(c)
                 break
             gone += PyBytes_GET_SIZE(part)
             if not put(l, c, <const uint8_t*>PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part)):
                 return False
+            if c.more == NULL:  # nobody reads it
+                break
         return True
     except BaseException as error:
         return failed(l, c, error)
@@ -562,7 +574,7 @@ cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
         sent = send(c.fd, p, n, MSG_NOSIGNAL)
         if sent < 0:
             if errno != EAGAIN and errno != EINTR:
-                return end(l, c, R_PEER_CLOSED, True)
+                return nobody_reads(l, c)
             sent = 0
         if <size_t>sent == n:
             return True
@@ -579,6 +591,28 @@ cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     return True
 
 
+cdef bint nobody_reads(loop* l, conn* c) noexcept nogil:
+    """The peer has reset the connection.  What he sent before that is judged first; reading then finds the end."""
+    release_output(c)
+    release_more(c)
+    c.flags |= READABLE | HUNG_UP
+    queue_ready(l, c)
+    return True
+
+
+cdef inline void release_output(conn* c) noexcept nogil:
+    free(c.output)
+    c.output = NULL
+    c.output_size = c.output_sent = 0
+
+
+cdef inline void release_more(conn* c) noexcept nogil:
+    if c.more != NULL:
+        with gil:
+            Py_DECREF(<object>c.more)
+        c.more = NULL
+
+
 cdef bint write_turn(loop* l, conn* c) noexcept nogil:
     """What the socket did not take before, then the next parts of a long reply; who was finishing is now done."""
     if unsent(c):
@@ -590,7 +624,7 @@ cdef bint write_turn(loop* l, conn* c) noexcept nogil:
         queue_due(l, c, c.due)  # the peer reads: its time starts anew
         if not send_parts(l, c):
             return False
-    if c.state == S_CLOSING and unsent(c) == 0 and c.more == NULL:
+    if c.state == S_CLOSING and not is_sending(c):
         say_end(l, c)
     elif c.flags & READABLE:
         queue_ready(l, c)
@@ -601,15 +635,13 @@ cdef bint flush(loop* l, conn* c) noexcept nogil:
     cdef ssize_t sent = send(c.fd, c.output + c.output_sent, unsent(c), MSG_NOSIGNAL)
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
-            return end(l, c, R_PEER_CLOSED, True)
+            return nobody_reads(l, c)
         sent = 0
     c.output_sent += sent
     if unsent(c):
         c.flags &= ~WRITABLE
     else:
-        free(c.output)
-        c.output = NULL
-        c.output_size = c.output_sent = 0
+        release_output(c)
     return True
 
 
@@ -625,7 +657,7 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
         return True
     if c.state == S_NEW and reason != R_BAD_VERSION:
         return end(l, c, reason, True)
-    if reason == R_PEER_CLOSED and unsent(c) == 0 and c.more == NULL:
+    if reason == R_PEER_CLOSED and not is_sending(c):
         return end(l, c, reason, False)
     c.verdict = OPEN_VERDICT
     l.count.closed[<int>reason] += 1
@@ -634,7 +666,7 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
     set_state(l, c, S_CLOSING)
     goodbye(l, c, reason)
     release_held(c)
-    if unsent(c) or c.more != NULL:
+    if is_sending(c):
         queue_due(l, c, DUE_FRAME_GUEST)
     else:
         say_end(l, c)
@@ -659,7 +691,7 @@ cdef void drain(loop* l, conn* c) noexcept nogil:
             return
         if n > 0:
             c.drained += <uint32_t>n
-        if n <= 0 and unsent(c) == 0 or n < 0 and errno != EINTR or c.drained > l.limits.drain:
+        if n <= 0 and not is_sending(c) or n < 0 and errno != EINTR or c.drained > l.limits.drain:
             end(l, c, R_PEER_CLOSED, False)
             return
         if n == 0:
@@ -683,7 +715,7 @@ cdef bint end(loop* l, conn* c, tt_reason reason, bint reset) noexcept nogil:
     unqueue_ready(l, c)
     leave_hellos(l, c)
     release_held(c)
-    free(c.output)
+    release_output(c)
     close(c.fd)
     set_state(l, c, S_FREE)
     l.open -= 1
@@ -702,13 +734,11 @@ cdef void goodbye(loop* l, conn* c, tt_reason reason) noexcept nogil:
 
 
 cdef void release_objects(conn* c) noexcept nogil:
-    if c.session != NULL or c.more != NULL:
+    release_more(c)
+    if c.session != NULL:
         with gil:
-            if c.session != NULL:
-                Py_DECREF(<object>c.session)
-            if c.more != NULL:
-                Py_DECREF(<object>c.more)
-            c.session = c.more = NULL
+            Py_DECREF(<object>c.session)
+        c.session = NULL
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -737,7 +767,7 @@ cdef void overdue(loop* l, conn* c) noexcept nogil:
         condemn(l, c, R_STALLED, c.held, c.held_size)
     elif c.state == S_NEW:
         end(l, c, R_SILENT, True)  # silence is no evidence
-    elif unsent(c) or c.more != NULL:
+    elif is_sending(c):
         end(l, c, R_SLOW_READER, True)
     else:
         finish(l, c, R_IDLE)
@@ -1036,7 +1066,7 @@ cdef class Server:
             if l.conns[i].state != S_FREE:
                 release_objects(&l.conns[i])
                 release_held(&l.conns[i])
-                free(l.conns[i].output)
+                release_output(&l.conns[i])
                 close(l.conns[i].fd)
         for i in range(l.listener_count):
             close(l.listeners[i].fd)

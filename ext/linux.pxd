@@ -59,6 +59,15 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
     int epoll_wait(int epfd, epoll_event* events, int most, int timeout_ms)
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum:
+        POLLIN
+    int poll(pollfd* descriptors, unsigned long count, int timeout_ms)
+
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef uint32_t socklen_t
     struct sockaddr:
@@ -102,6 +111,14 @@ cdef inline int64_t monotonic_ns() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return t.tv_sec * <int64_t>1_000_000_000 + t.tv_nsec
+
+
+cdef inline bint is_readable(int fd) noexcept nogil:
+    """At this moment; never waits."""
+    cdef pollfd one
+    one.fd = fd
+    one.events = POLLIN
+    return poll(&one, 1, 0) == 1
 
 
 cdef inline void set_linger(int fd, bint reset) noexcept nogil:

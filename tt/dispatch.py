@@ -96,7 +96,7 @@ class Session:
         """End the connection, once what is being answered is sent; `reason` is one of tt._core.REASONS."""
         self._connection.close(reason)
 
-    def receive(self, frames: list[bytes]) -> bytes:
+    def receive(self, frames: list[bytes]) -> bytes | None:
         """Answer whole DATA frames, in their order; the frames to send back."""
         answers: list[bytes] = []
         try:
@@ -111,7 +111,7 @@ class Session:
                     answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
         except (NoiseError, wire.Tampered):
             self._connection.close("tampered")
-        return b"".join(answers)
+        return b"".join(answers) or None
 
     def closed(self, reason: str) -> None:
         """The loop's word that the connection has ended."""

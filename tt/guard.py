@@ -46,6 +46,8 @@ class Guard:
         self._changed = False
         self._counted_at = time.monotonic()
         self._dropped = 0
+        self._accept_failures = 0
+        self._accept_complained = float("-inf")
         self._warned: set[str] = set()
         self._limiter = log.Limiter(settings.log_timeouts_per_second)
         self.configure(settings, gateways)
@@ -81,6 +83,7 @@ class Guard:
         """About once a second: what is due."""
         now = time.monotonic()
         self._say_left_out(now)
+        self._say_accept_failures(now)
         if now - self._counted_at >= MINUTE:
             self._counted_at = now
             self._say_dropped()
@@ -112,6 +115,14 @@ class Guard:
         if count := dropped - self._dropped:
             log.event(logging.INFO, "connections of timed-out sources closed", count=count, running=self._table.running)
         self._dropped = dropped
+
+    def _say_accept_failures(self, now: float) -> None:
+        """At most once a minute: while descriptors lack, every turn fails."""
+        failures = self.counters()["accept_failures"]
+        if failures != self._accept_failures and now - self._accept_complained >= MINUTE:
+            count, self._accept_failures, self._accept_complained = failures - self._accept_failures, failures, now
+            words = "accept failed for want of descriptors or memory, connections wait"
+            log.event(logging.ERROR, words, count=count, remedy="lower max_connections, or raise the descriptor limit")
 
     def _warn_of_own(self, timed_out: TimedOut) -> None:
         """Locking out one's own monitor or gateway is what costs operators weeks: said once, with the remedy."""

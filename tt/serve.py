@@ -31,6 +31,7 @@ from tt.kernel_gate import GateError, KernelGate
 
 PROCESS_NAME = b"TapeTrackServer"  # 15 bytes: all that the kernel keeps as a thread's name
 SPARE_DESCRIPTORS = 256  # for all that is no client: listeners, files, the log, threads
+SOCKET_PATH = 107  # bytes of a Unix socket's path (unix(7))
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_NAME = 15
 # What to do about a listener, by what the kernel says (ip(7), ipv6(7), tcp(7)).
@@ -173,6 +174,9 @@ def _data_directory(path: Path) -> Path:
     remedy = "name a directory that can be made or written, with --data"
     try:
         path = path.absolute()  # fails where the working directory is gone
+        too_long = len(os.fsencode(path / config.CONTROL_SOCKET)) - SOCKET_PATH
+        if too_long > 0:  # said here, where nothing is made yet
+            raise StartError(f"data directory {path}: too long by {too_long} bytes for the socket in it: {remedy}")
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError:
         raise StartError(f"data directory {path}: not a directory: {remedy}") from None
