@@ -178,8 +178,8 @@ class Map:
                 continue
             if number not in (0, errno.ENOENT):
                 raise self.error(number)
-            rows = (struct.iter_unpack(f"{len(buffer) // size}s", buffer) for buffer in (keys, values))
-            found.update((key, value) for (key,), (value,) in islice(zip(*rows, strict=True), count))
+            rows = (struct.unpack(f"{len(buffer) // size}s" * size, buffer) for buffer in (keys, values))
+            found.update(islice(zip(*rows, strict=True), count))
             begin = address(position)
         return found
 

@@ -6,7 +6,7 @@ wrong gets an error reply, and the others their answers.  Nothing here blocks.
 It must not know sockets, and of an operation only its name and that it can be called.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -69,13 +69,14 @@ class Dispatcher:
 class Session:
     """One connection from its WELCOME on."""
 
-    __slots__ = ("_assembler", "_connection", "_dispatcher", "_transport", "hello")
+    __slots__ = ("_assembler", "_closing", "_connection", "_dispatcher", "_transport", "hello")
 
     def __init__(self, dispatcher: Dispatcher, connection: Connection, transport: Transport, hello: wire.Hello) -> None:
         self._dispatcher = dispatcher
         self._connection = connection
         self._transport = transport
         self._assembler = wire.Assembler(wire.MAX_TO_SERVER)
+        self._closing = False
         self.hello = hello
 
     @property
@@ -93,7 +94,11 @@ class Session:
         self._connection.log_in()
 
     def close(self, reason: str) -> None:
-        """End the connection, once what is being answered is sent; `reason` is one of tt._core.REASONS."""
+        """End the connection; `reason` is one of tt._core.REASONS.
+
+        What was answered before is still sent, unless the reason times out; nothing that follows is done any more.
+        """
+        self._closing = True
         self._connection.close(reason)
 
     def receive(self, frames: list[bytes]) -> bytes | None:
@@ -101,16 +106,19 @@ class Session:
         answers: list[bytes] = []
         try:
             for frame in frames:
+                if self._closing:
+                    break
                 body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
                 if body is None:
                     continue
                 if body:
                     compress = self.logged_in  # the reply to login itself still has no flags
-                    answers += self._sealed(self._answer(body), compress=compress)
+                    for answer in _bodies(self._answer(body)):
+                        answers += self._sealed(answer, compress=compress)
                 else:
                     answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
         except (NoiseError, wire.Tampered):
-            self._connection.close("tampered")
+            self.close("tampered")
         return b"".join(answers) or None
 
     def closed(self, reason: str) -> None:
@@ -121,12 +129,17 @@ class Session:
             head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
             yield head + self._transport.seal(head, plaintext)
 
-    def _answer(self, body: bytes) -> bytes:
+    def _answer(self, body: bytes) -> list[wire.Reply]:
         requests = wire.decode_requests(body)
-        if not self.logged_in and len(requests) > MAX_REQUESTS_BEFORE_LOGIN:
-            self._connection.close("too_long")
-            requests = requests[:MAX_REQUESTS_BEFORE_LOGIN]
-        return wire.encode_replies([self._reply(request) for request in requests])
+        most = len(requests) if self.logged_in else MAX_REQUESTS_BEFORE_LOGIN
+        replies: list[wire.Reply] = []
+        for request in requests[:most]:
+            if self._closing:
+                break
+            replies.append(self._reply(request))
+        if len(requests) > most:
+            self.close("too_long")
+        return replies
 
     def _reply(self, request: wire.Request | wire.Malformed) -> wire.Reply:
         if isinstance(request, wire.Malformed):
@@ -142,3 +155,20 @@ class Session:
             # The text of the second quotes the peer's bytes.
             reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             return wire.Reply(request.id, wire.ReplyError("malformed", reason))
+
+
+def _bodies(replies: list[wire.Reply]) -> Iterator[bytes]:
+    """The replies in one body where they fit; clients pack requests, so that they may not."""
+    if not replies:
+        return
+    try:
+        body = wire.encode_replies(replies)
+    except ValueError:
+        if len(replies) > 1:
+            half = len(replies) // 2
+            yield from _bodies(replies[:half])
+            yield from _bodies(replies[half:])
+            return
+        error = wire.ReplyError("too_long", f"the result is longer than {wire.MAX_TO_CLIENT} bytes: ask for less")
+        body = wire.encode_replies([wire.Reply(replies[0].id, error)])
+    yield body

@@ -159,8 +159,10 @@ _replies_decoder: Decoder[list[Reply]] = Decoder(_AnyReply)
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """Return the payload.  Raises ValueError where it is longer than MAX_PAYLOAD."""
-    return _bounded_payload(_encoder.encode(hello))
+    """Return the payload.  Raises ValueError where a field, or all together, are longer than the server takes."""
+    payload = _bounded_payload(_encoder.encode(hello))
+    _hello_decoder.decode(payload)  # msgspec checks bounds when it decodes alone; ValidationError is a ValueError
+    return payload
 
 
 def decode_hello(payload: bytes) -> Hello:
