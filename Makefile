@@ -21,13 +21,14 @@ SANITIZER = $(if $(filter asan,$(TT_BUILD)),env LD_PRELOAD=$$(gcc -print-file-na
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help venv build serve test lint install uninstall clean
+.PHONY: help venv build serve test lint bpf install uninstall clean
 
 help:
 	@echo 'make serve      build, then run the server in the foreground: port 5000, data in ./var   (ARGS="--timeout 5")'
 	@echo 'make test       build, then run the whole test suite                                     (ARGS="-k config")'
 	@echo 'make build      virtual environment and extension: .venv/bin/tt, .venv/bin/TapeTrackServer, .venv/bin/TMSS10Ping'
 	@echo 'make lint       check style and types'
+	@echo 'make bpf        compile the kernel programs again: bpf/*.bpf.c into tt/bpf_programs.py'
 	@echo 'make install    private environment in PREFIX/lib/tapetrack, commands in PREFIX/bin      (PREFIX=/usr/local)'
 	@echo 'make uninstall  undo make install                                                        (PREFIX=/usr/local)'
 	@echo 'make clean      remove all that make made, but not the data in ./var'
@@ -44,6 +45,10 @@ lint: build .venv/.test-tools
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check --quiet || { echo 'lint: put these right with: $(BIN)/ruff format' >&2; exit 1; }
 	@$(BIN)/mypy
+
+bpf:
+	@tools/need.sh bpf $(PYTHON)
+	@$(PYTHON) bpf/generate.py
 
 venv: .venv/.made
 

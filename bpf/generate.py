@@ -1,6 +1,6 @@
 """Compile the kernel programs, and write them as tt/bpf_programs.py, so that running needs no compiler: `make bpf`.
 
-usage: generate.py [FILE]     FILE instead of tt/bpf_programs.py; CLANG in the environment names another compiler
+CLANG in the environment names another compiler; the file says which one made it.
 
 A program is taken from its object file (ELF, R_BPF_64_64 relocations: the kernel's Documentation/bpf/llvm_reloc.rst) as
 its instructions, which of them load a map's descriptor or the address of a constant, and where each constant lies in
@@ -73,7 +73,7 @@ def compile_object(source: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "program.o")
         try:
-            subprocess.run([CLANG, *FLAGS, HEADERS, "-c", source, "-o", made], check=True, cwd=HERE)  # noqa: S603  nobody else's words
+            subprocess.run([CLANG, *FLAGS, HEADERS, "-c", source, "-o", made], check=True, cwd=HERE)  # noqa: S603
         except FileNotFoundError:
             sys.exit(f"make bpf: there is no {CLANG}: install clang and libbpf-dev, or name one with CLANG")
         except subprocess.CalledProcessError:
@@ -153,4 +153,4 @@ def generate() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1] if sys.argv[1:] else OUTPUT).write_text(generate(), "ascii")
+    OUTPUT.write_text(generate(), "ascii")

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from process import need_root
+from process import need
 
 from tt import bpf, bpf_load
 from tt.bpf import Map
@@ -26,25 +26,32 @@ VALUE = b"\x01\0\0\0"
 
 @pytest.fixture(autouse=True)
 def _root() -> None:
-    need_root("mount", "bpftool")
+    need("mount", "bpftool", root=True)
+
+
+@contextmanager
+def own_namespace(kind: str, flag: int) -> Iterator[None]:
+    """This thread in a new namespace; with it goes whatever was mounted, pinned or configured there."""
+    before, folder = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY), Path.cwd()
+    assert LIBC.unshare(flag) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        assert LIBC.setns(before, flag) == 0, os.strerror(ctypes.get_errno())
+        os.close(before)
+        os.chdir(folder)
 
 
 @pytest.fixture
 def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A BPF file system in a mount namespace of this thread's own, which takes every pin with it."""
-    before, folder = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), Path.cwd()
+    """A BPF file system that this thread alone sees."""
     place = tmp_path / "bpf"
     place.mkdir()
-    assert LIBC.unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-    try:
+    with own_namespace("mnt", CLONE_NEWNS):
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
         place.chmod(0o755)
         yield place
-    finally:
-        assert LIBC.setns(before, CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-        os.close(before)
-        os.chdir(folder)
 
 
 @pytest.fixture
@@ -84,9 +91,12 @@ def lpm(number: int) -> bytes:
     return struct.pack("=I", 32) + key4(number)
 
 
-def raises(number: int, sentence: str) -> "pytest.RaisesExc[OSError]":
+@contextmanager
+def raises(number: int, sentence: str) -> Iterator[None]:
     """Expects an OSError of that errno whose sentence holds that text."""
-    return pytest.RaisesExc(OSError, match=re.escape(sentence), check=lambda error: error.errno == number)
+    with pytest.raises(OSError, match=re.escape(sentence)) as caught:
+        yield
+    assert caught.value.errno == number
 
 
 def stands_still(one: Map) -> None:
@@ -111,7 +121,7 @@ def test_an_opened_pin_tells_what_the_kernel_knows(
 
 
 def test_the_products_own_command_makes_a_map_that_opens_under_its_cut_name(bpffs: Path) -> None:
-    words = "type hash key 4 value 4 entries 1024 name tapetrack_block_map".split()
+    words = ["type", "hash", "key", "4", "value", "4", "entries", "1024", "name", "tapetrack_block_map"]
     subprocess.run(["bpftool", "map", "create", bpffs / "map", *words], check=True)
     opened = Map.open(str(bpffs / "map"))
     assert (opened.kind, opened.max_entries, opened.name) == ("hash", 1024, "tapetrack_block")
@@ -121,8 +131,8 @@ def test_the_products_own_command_makes_a_map_that_opens_under_its_cut_name(bpff
 
 
 def test_a_kind_without_a_word_of_ours_is_its_number(bpffs: Path) -> None:
-    with subprocess.Popen(["true"]):  # a ring buffer has neither keys nor values
-        ring = Map(bpf.call(0, struct.pack("=5I", 27, 0, 0, os.sysconf("SC_PAGE_SIZE"), 0), {}, ""))
+    attr = struct.pack("=5I", 27, 0, 0, os.sysconf("SC_PAGE_SIZE"), 0)  # a ring buffer has neither keys nor values
+    ring = Map(bpf.call(bpf_load.MAP_CREATE, attr, {}, ""))
     bpf_load.pin_map(ring, str(bpffs / "ring"))
     ring.close()
     opened = Map.open(str(bpffs / "ring"))
@@ -386,7 +396,7 @@ def test_what_stays_is_found_once_while_others_delete_and_add(
     monkeypatch.setattr(Map, "lookup", lookup)
     monkeypatch.setattr(Map, "_call_batch", call_batch)
     found = one.entries()
-    assert not passing or kind != "lpm_trie"
+    assert len(passing) < 300  # some did go meanwhile
     assert len({entry for entry, _ in found}) == len(found)
     assert staying.items() <= set(found)
     other.close()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# need.sh build|test PYTHON: make sure that this machine has what `make build` or `make test` needs.
+# need.sh build|test|bpf PYTHON: make sure that this machine has what `make build`, `make test` or `make bpf` needs.
 # As root on a machine with apt, what is missing is installed, and one line says so; otherwise one line names it.
 # Only compilers, headers and client programs: nothing here starts a service on the host.
 set -eu
@@ -31,6 +31,11 @@ for_python() { # for_python SUFFIX WHAT: the distribution packages parts of its 
     fi
 }
 
+compiler_for_bpf() {
+    program clang clang
+    [ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
+}
+
 command -v "$python" >/dev/null || die "$python is not here: install Python 3.11 or newer, or name it: make PYTHON=python3.12"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ask "sys.version_info >= (3, 11)" || die "$python is Python $version, tt needs 3.11 or newer: name one with make PYTHON=python3.12"
@@ -42,7 +47,13 @@ build)
     ask "find.find_spec('ensurepip')" || for_python venv "module ensurepip"
     ask "os.path.exists(sysconfig.get_path('include') + '/Python.h')" || for_python dev "header Python.h"
     ;;
+bpf)
+    compiler_for_bpf
+    ;;
 test)
+    compiler_for_bpf
+    program bpftool bpftool
+    program mount mount
     program nmap nmap
     program curl curl
     program openssl openssl
