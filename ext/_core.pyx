@@ -33,22 +33,23 @@ from frame cimport (
     PROTOCOL_VERSION, REFUSE, TAG, WELCOME, frame_verdict,
 )
 from linux cimport (
-    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP,
-    EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC, SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
-    accept4, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, is_readable, monotonic_ns, ntohl, ntohs,
-    read, recv, send, set_linger, shutdown, sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in,
-    sockaddr_in6, sockaddr_storage, socklen_t,
+    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC,
+    SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, close, epoll_create1, epoll_ctl, epoll_event,
+    epoll_wait, errno, is_readable, monotonic_ns, ntohl, ntohs, read, recv, send, set_linger, shutdown, sigaddset,
+    sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+    socklen_t,
 )
 from model cimport (
     ACCEPT_PAUSE, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
-    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_DUE, LINK_GUEST, LINK_READY, LISTENER,
-    ON_TIME, OPEN_VERDICT, QUEUED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST, STOP_DEADLINE, TICK,
-    VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
+    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_DUE, LINK_GUEST, LINK_READY,
+    LISTENER, ON_TIME, OPEN_VERDICT, QUEUED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
+    STOP_DEADLINE, TICK, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
 from names cimport (
-    R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED, R_SHUTDOWN, R_SILENT, R_SLOW_READER,
-    R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE, S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING,
-    STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
+    R_ADOPTED, R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED,
+    R_SHUTDOWN, R_SILENT, R_SLOW_READER, R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE,
+    S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING, STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
 )
 from source cimport (
     NO_SLOT, index_drop, index_find, index_free, index_init, index_put, source_from_v4, source_from_v6, source_hash,

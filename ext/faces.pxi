@@ -344,11 +344,12 @@ cdef class TimeoutTable:
                     at += sizeof(entry)
         return data
 
-    def load(self, bytes data, int64_t now, int64_t elapsed=0):
+    def load(self, bytes data, int64_t now, int64_t elapsed=0, *, bint same_names=True):
         """Enters what a dump holds, made `elapsed` ns ago (0 or more); returns how many sources that were.
 
         What ended more than 24 h ago is left out, and so are the IPv6 sources of a dump made with another prefix. A
-        source that is known with a later end keeps that. ValueError, and nothing entered: the bytes are no dump.
+        source that is known with a later end keeps that. Without `same_names` the numbers of reasons and of what was spoken
+        mean something else by now, and are forgotten. ValueError, and nothing entered: the bytes are no dump.
         """
         cdef dump_header header
         cdef uint64_t i, count = 0
@@ -373,6 +374,8 @@ cdef class TimeoutTable:
             for i in range(header.count):
                 if not entry_is_sane(&saved[i]):
                     raise ValueError(f"source {i + 1} of the dump has times that no time-out has")
+                if not same_names:
+                    saved[i].reason, saved[i].spoke = <uint8_t>R_ADOPTED, 0
             qsort(saved, header.count, sizeof(timeout_entry), by_end)
             for i in range(header.count):
                 if header.ipv6_prefix == self.ipv6_prefix or source_is_v4(saved[i].key):

@@ -20,7 +20,7 @@
     X(stalled, 1, "at least one byte, but no complete HELLO in time") \
     X(login_failed, 1, "too many failed logins from one source, with no good one between") \
     X(operator, 1, "timed out by hand") \
-    X(adopted, 1, "found running in the kernel map at the start") \
+    X(adopted, 1, "taken over at the start, from the kernel map or from the file of another version") \
     X(timed_out, 0, "closed at once: the time-out of its source is running") \
     X(silent, 0, "no byte in time") \
     X(peer_closed, 0, "the peer closed or reset the connection") \

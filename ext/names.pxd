@@ -16,6 +16,7 @@ cdef extern from "names.h":
         R_BAD_HELLO "TT_R_bad_hello"
         R_STALLED "TT_R_stalled"
         R_OPERATOR "TT_R_operator"
+        R_ADOPTED "TT_R_adopted"
         R_TIMED_OUT "TT_R_timed_out"
         R_SILENT "TT_R_silent"
         R_PEER_CLOSED "TT_R_peer_closed"

@@ -40,12 +40,13 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | {"LC_ALL": "C"}
 
 
-def need_root(*programs: str) -> None:
+def need(*programs: str, root: bool = False) -> None:
     """Skip where the test cannot run; in continuous integration it has to."""
     missing = [name for name in programs if shutil.which(name) is None]
-    reason = f"not installed: {', '.join(missing)}" if missing else "needs root, for a network namespace of its own"
-    if missing or os.geteuid() != 0:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    if root and os.geteuid() != 0:
+        missing.append("root, for a network namespace of its own")
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"it needs {', '.join(missing)}")
 
 
 class Process:

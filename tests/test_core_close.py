@@ -228,6 +228,12 @@ class Streaming:
         self.closed_for.append(reason)
 
 
+def await_told(sessions: list[Streaming], *reasons: str) -> None:
+    until(
+        f"the sessions told {reasons}", lambda: [session.closed_for for session in sessions] == [[r] for r in reasons]
+    )
+
+
 def streaming_server(run_server, *, at_once: bool, reason: str | None = None, size: int = 1000, **options):
     """A server whose sessions are Streaming; and the list of them."""
     server = run_server(**options)
@@ -268,8 +274,7 @@ def test_reply_of_2_mb_then_a_half_close_by_the_client_arrives_whole(run_server,
     peer.sendall(server.seal(transport, PING))
     peer.shutdown(socket.SHUT_WR)
     assert until_end(peer) == LONG
-    server.await_closed("peer_closed")
-    assert [session.closed_for for session in sessions] == [["peer_closed"]]
+    await_told(sessions, "peer_closed")
 
 
 @AT_ONCE
@@ -288,8 +293,7 @@ def test_peer_that_never_reads_a_long_reply_is_a_slow_reader(run_server, at_once
     server, sessions = streaming_server(run_server, at_once=at_once, idle_before_login="1", **SLOW)
     peer, transport = server.handshake(buffer=4096)
     peer.sendall(server.seal(transport, PING))
-    server.await_closed("slow_reader")
-    assert sessions[0].closed_for == ["slow_reader"]
+    await_told(sessions, "slow_reader")
     assert not server.is_dropped()
 
 
@@ -300,8 +304,7 @@ def test_peer_that_resets_in_the_midst_of_a_long_reply(run_server, at_once):
     peer.sendall(server.seal(transport, PING))
     read_exactly(peer, 1000)
     reset(peer)
-    server.await_closed("peer_closed")
-    assert sessions[0].closed_for == ["peer_closed"]
+    await_told(sessions, "peer_closed")
 
 
 def test_failure_in_the_midst_of_a_long_reply_is_said_and_ends_the_connection(run_server):
@@ -380,8 +383,7 @@ def test_session_is_told_once_why_it_ended(run_server):
     second.sendall(b"GET")
     third, _ = server.handshake("127.0.0.3")
     assert until_end(third) == b""
-    until("three ends", lambda: sum(len(session.closed_for) for session in sessions) == 3)
-    assert [session.closed_for for session in sessions] == [["peer_closed"], ["not_protocol"], ["idle"]]
+    await_told(sessions, "peer_closed", "not_protocol", "idle")
 
 
 def test_connection_object_outlives_its_connection_and_harms_nobody(run_server):

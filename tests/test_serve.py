@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, read_exactly, until, until_end
-from process import SERVER, TT, Process, need_root, netns, plain_environment, refused
+from process import SERVER, TT, Process, need, netns, plain_environment, refused
 
 from tt import keys
 from tt.client import Client
@@ -25,6 +26,20 @@ from tt.wire import DATA, HELLO, Hello, encode_hello, header
 
 PING = header(DATA, 17)
 NO_IPV6 = netns("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
+
+
+# Allows all but socket(AF_NETLINK), as a hardened service's system manager does (seccomp(2)); then runs a command.
+NO_NETLINK = """
+import ctypes, os, struct, sys
+of_socket, of_netlink = ((0x20, 0, 0, 0), (0x15, 0, 3, SOCKET)), ((0x20, 0, 0, 16), (0x15, 0, 1, 16))
+rules = *of_socket, *of_netlink, (6, 0, 0, 0x50061), (6, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+libc = ctypes.CDLL(None)
+program = struct.pack("HP", len(rules), ctypes.addressof(code))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+SOCKET = {"x86_64": 41, "aarch64": 198}  # the number of the system call
 
 
 def client(server: Process, source: str = "127.0.0.1") -> Client:
@@ -126,7 +141,7 @@ def test_without_a_place_for_known_servers_it_says_so_and_serves(tmp_path: Path)
 
 
 def test_the_default_listeners_are_those_of_both_families(tmp_path: Path) -> None:
-    need_root("unshare", "nsenter", "ip")
+    need("unshare", "nsenter", "ip", root=True)
     with Process(tmp_path, listen=None, wrap=netns()) as server:
         assert re.findall(r"listening address=(\S+|\"\S+\")", server.log) == ["0.0.0.0:5000", "[::]:5000"]
         for host in (HOST, "::1"):
@@ -134,13 +149,30 @@ def test_the_default_listeners_are_those_of_both_families(tmp_path: Path) -> Non
 
 
 def test_without_ipv6_the_default_listener_is_left_out_with_a_note(tmp_path: Path) -> None:
-    need_root("unshare", "nsenter", "ip")
+    need("unshare", "nsenter", "ip", root=True)
     with Process(tmp_path, "--log-format", "json", listen=None, wrap=NO_IPV6) as server:
         events = [json.loads(line) for line in server.log.splitlines()]
         assert [event["address"] for event in events if event["event"] == "listening"] == ["0.0.0.0:5000"]
         (note,) = [event for event in events if event["event"].startswith("no IPv6 on this host")]
         assert note["left_out"] == "[::]:5000"
         server.inside(TT, "ping", "-c", "1", HOST)
+
+
+def without_netlink() -> tuple[str, ...]:
+    if platform.machine() not in SOCKET:
+        pytest.skip(f"the number of socket(2) on {platform.machine()} is not in the table")
+    return (sys.executable, "-c", NO_NETLINK.replace("SOCKET", str(SOCKET[platform.machine()])))
+
+
+def test_without_netlink_it_serves_and_says_that_it_knows_no_gateway(tmp_path: Path) -> None:
+    with Process(tmp_path, wrap=without_netlink()) as server:
+        server.await_line("warning gateways not known: .* error=")
+        assert server.ping().returncode == 0
+
+
+def test_without_netlink_gateways_cannot_be_exempt(tmp_path: Path) -> None:
+    line = refused(tmp_path, *FREE, "--exempt", "gateways", wrap=without_netlink())
+    assert "--exempt gateways: asking netlink: Address family not supported by protocol: allow AF_NETLINK" in line
 
 
 def test_where_stderr_is_closed_no_peer_gets_its_number(tmp_path: Path) -> None:
@@ -176,7 +208,7 @@ def wrong_file(text: str) -> Callable[[Path], list[str]]:
 
 def data_that_is_a_file(place: Path) -> list[str]:
     (place / "data").touch()
-    return ["--data", str(place / "data")]
+    return ["--data", "data"]
 
 
 def a_line_break_in_a_path(place: Path) -> list[str]:
@@ -189,10 +221,12 @@ FREE = ["--listen", f"{HOST}:0"]
 REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "key for all to read": (wrong_key(0o644, ""), r"data/server\.key has mode 0644", "run 'chmod 600 "),
     "damaged key": (wrong_key(0o600, "no key"), r"data/server\.key is damaged", "restore it from a backup"),
-    "data is a file": (data_that_is_a_file, r"data directory .*/data: not a directory", "with --data"),
+    "data is a file": (data_that_is_a_file, r"data directory /.*/data: not a directory", "with --data"),
+    "data path too long": (lambda _: ["--data", "/tmp/" + 100 * "x"], "too long by 11 bytes for the socket", "--data"),
     "data below a file": (lambda _: ["--data", "/dev/null/data"], "data directory /dev/null/data: Not a", "--data"),
     "line break in a path": (a_line_break_in_a_path, r"data directory .*/a\\nb: not a directory", "with --data"),
     "no such file": (lambda _: ["-c", "no.toml"], r"no\.toml: No such file", "name a readable file with -c"),
+    "no such kernel map": (lambda _: ["-B", "/sys/fs/bpf/no_map"], "/sys/fs/bpf/no_map: ", "create"),
     "unknown key": (wrong_file("timout = 5"), r"tt\.toml: 'timout': no such option", "did you mean 'timeout'"),
     "not TOML": (wrong_file("timeout: 5"), r"tt\.toml: not TOML", "write a line per option, like timeout = 600"),
     "unknown option": (lambda _: ["--time-out", "5"], "unrecognized arguments: --time-out", "--help"),
@@ -213,6 +247,11 @@ def test_a_start_that_fails_says_what_to_do_in_one_line_and_leaves_nothing_behin
     assert remedy in line
 
 
+def test_a_data_directory_in_a_working_directory_that_is_gone_is_refused(tmp_path: Path) -> None:
+    leave = ("sh", "-c", 'mkdir gone; cd gone; rmdir ../gone; exec "$@"', "sh")
+    assert "data directory var: No such file or directory: name a directory" in refused(tmp_path, *FREE, wrap=leave)
+
+
 def test_a_port_in_use_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as other:
         line = refused(tmp_path, "--listen", f"{HOST}:{other.getsockname()[1]}")
@@ -220,13 +259,13 @@ def test_a_port_in_use_is_refused_before_anything_is_made(tmp_path: Path) -> Non
 
 
 def test_a_port_for_root_alone_is_refused(tmp_path: Path) -> None:
-    need_root("unshare", "setpriv", "ip")
+    need("unshare", "setpriv", "ip", root=True)
     line = refused(tmp_path, "--listen", f"{HOST}:80", wrap=(*netns(), "setpriv", "--bounding-set=-net_bind_service"))
     assert "listen on 127.0.0.1:80: Permission denied: ports below 1024 need CAP_NET_BIND_SERVICE" in line
 
 
 def test_an_ipv6_address_that_was_asked_for_is_not_left_out(tmp_path: Path) -> None:
-    need_root("unshare", "ip")
+    need("unshare", "ip", root=True)
     line = refused(tmp_path, "--listen", f"{HOST}:5000", "--listen", "[::1]:5000", wrap=NO_IPV6)
     assert "listen on [::1]:5000: Cannot assign requested address: name an address of this host" in line
 
@@ -252,6 +291,17 @@ def test_too_low_a_descriptor_limit_is_refused(tmp_path: Path) -> None:
     assert "descriptor limit 256: it must be over 256: raise it (ulimit -Hn)" in line
 
 
+def test_too_little_memory_is_refused(tmp_path: Path) -> None:
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the address sanitizer needs more address space than there is memory")
+    with Process(tmp_path) as server:
+        peak = re.search(r"^VmPeak:\s+(\d+) kB", Path(f"/proc/{server.pid}/status").read_text(), re.M)
+        assert peak is not None
+    limited = ("prlimit", f"--as={(int(peak[1]) + 65536) * 1024}")
+    line = refused(tmp_path, *FREE, "--data", str(tmp_path / "data"), "--table-size", "1048576", wrap=limited)
+    assert re.search(r"not enough memory for \d+ connections and 2 x 1048576 timed-out sources: lower max_conn", line)
+
+
 # ---- SIGTERM and SIGINT -------------------------------------------------------------------------------------------
 
 
@@ -268,10 +318,10 @@ def handshake(server: Process, source: str) -> tuple[socket.socket, Transport]:
 
 def unread(server: Process, peer: socket.socket) -> int:
     """Bytes of a peer that the server has not read: on their way (tcp(7), SIOCOUTQ), or arrived (proc_pid_net(5))."""
+    under_way = int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     ends = f":{server.port:04X} 0[0-9A-F]00007F:{peer.getsockname()[1]:04X} 01 [0-9A-F]+:([0-9A-F]+)"
     match = re.search(ends, Path("/proc/net/tcp").read_text())
     assert match is not None
-    under_way = int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return under_way + int(match[1], 16)
 
 

@@ -3,8 +3,8 @@
     request   one JSON object a line: {"do": "bans.add", "source": "192.0.2.1", "seconds": 600}
     answer    JSON objects, a line each, the last one {"end": true, …} or {"error": "one line"}
 
-The loop serves it between the turns of the connections: an answer is made in pieces, which delay nobody each, and a
-client that does not read holds up its own answer alone.  Who may open the socket may do all of this: its mode is 0660.
+The loop serves it beside the connections: one piece of one answer a turn, however many clients ask, and a client that
+does not read holds up its own answer alone.  Who may open the socket may do all of this: its mode is 0660.
 It must not know the network protocol, nor how the command line shows an answer.
 """
 
@@ -12,8 +12,10 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,14 @@ import msgspec
 from tt import __version__, sources, spoke
 from tt._core import REASONS, Server, TimeoutRecord, TimeoutTable, source_text
 from tt.guard import Guard
+from tt.kernel_gate import packed
 
 MODE = 0o660
 MAX_CLIENTS = 32  # at a time; the one that has been there longest gives way
 MAX_REQUEST = 16 * 1024  # bytes of a line
-PIECE = 128  # places of the table looked at in one turn of the loop: about 0.3 ms when all are taken
+MAX_NOTE = 200  # characters of the reason that is given with a time-out
+PIECE = 128  # places of the table looked at in one turn of the loop: about 0.5 ms when all are taken
+PAUSE = 0.0001  # s between pieces: longer than what a turn takes from one client's call to the next one's
 LONGEST = 30 * 86400  # s
 NS = 1_000_000_000
 
@@ -54,6 +59,8 @@ class Control:
         self._guard = guard
         self._started = time.monotonic()
         self._clients: dict[int, _Client] = {}
+        self._queue: dict[_Client, None] = {}  # who can go on, in the order of becoming so
+        self._next_piece = 0.0  # not before this, monotonic s
         self._requests: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
             "status": self._status,
             "bans.list": self._list,
@@ -84,30 +91,38 @@ class Control:
             self._drop(next(iter(self._clients.values())))
         client = _Client(connection)
         self._clients[connection.fileno()] = client
-        self._server.watch(connection.fileno(), lambda readable, writable: self._serve(client, readable, writable))
+        self._watch(client)
 
-    def _serve(self, client: "_Client", readable: bool, _writable: bool) -> None:
-        try:
-            if client.answering:
-                client.write()
-            elif readable and not client.read():
-                self._drop(client)
-                return
-            while not client.answering and (line := client.next_line()) is not None:
-                client.answer(self._answer(line))
-                client.write()
-        except OSError:
-            self._drop(client)
+    def _serve(self, client: "_Client", readable: bool) -> None:
+        """The next piece of whoever has waited longest.  What is ready stays so: all are called again in each turn."""
+        self._queue[client] = None
+        if time.monotonic() < self._next_piece or next(iter(self._queue)) is not client:
             return
+        del self._queue[client]
+        try:
+            open_still = client.step(self._answer, readable)
+        except OSError:  # it went away
+            open_still = False
+        except BaseException:
+            self._drop(client)
+            raise
+        if open_still:
+            self._watch(client)
+        else:
+            self._drop(client)
+        self._next_piece = time.monotonic() + PAUSE
+
+    def _watch(self, client: "_Client") -> None:
         self._server.watch(
             client.connection.fileno(),
-            lambda readable, writable: self._serve(client, readable, writable),
-            reading=not client.answering,
-            writing=client.answering,
+            lambda readable, _writable: self._serve(client, readable),
+            reading=not client.busy,
+            writing=client.busy,
         )
 
     def _drop(self, client: "_Client") -> None:
         self._server.unwatch(client.connection.fileno())
+        self._queue.pop(client, None)
         del self._clients[client.connection.fileno()]
         client.connection.close()
 
@@ -115,7 +130,7 @@ class Control:
 
     def _answer(self, line: bytes) -> Answer:
         try:
-            request = msgspec.json.decode(line, type=dict[str, Any])
+            request = _decode(line)
             yield from self._requests.get(str(request.get("do")), self._unknown)(request)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             yield {"error": "a request is one JSON object a line"}
@@ -145,35 +160,47 @@ class Control:
         }
 
     def _list(self, request: Mapping[str, Any]) -> Answer:
-        network = _network(request["network"]) if request.get("network") else None
+        network = None if request.get("network") is None else _network(_text(request, "network"))
+        in_kernel: set[bytes] | None = None
+        preloaded: list[str] = []
+        if self._guard.gate is not None:
+            in_kernel = set()
+            for _ in self._guard.gate.survey(in_kernel, preloaded):
+                yield PIECE_ENDS
         for record in self._running():
             if record is None:
                 yield PIECE_ENDS
             elif _within(record.source, network):
-                yield self._shown(record)
-        count = self._table.running
-        if self._guard.gate is not None:
-            yield from ({"source": source, "reason": "preloaded"} for source in self._guard.gate.preloaded())
-        yield {"end": True, "running": count}
+                yield self._shown(record, in_kernel)
+        for source in preloaded:
+            if _within(source, network):
+                yield {"source": source, "reason": "preloaded"}
+        yield {"end": True, "running": self._table.running}
 
     def _add(self, request: Mapping[str, Any]) -> Answer:
         source, seconds = _text(request, "source"), request.get("seconds", self._guard.settings.timeout)
-        if not isinstance(seconds, (int, float)) or not 1 <= seconds <= LONGEST:
-            raise RequestError(f"a time-out of {seconds!r} s: it must be 1 s to {LONGEST // 86400} days")
+        note = None if request.get("reason") is None else _text(request, "reason")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= LONGEST:
+            raise RequestError(f"a time-out of {seconds!r:.20} s: it must be 1 s to {LONGEST // 86400} days")
+        if note and len(note) > MAX_NOTE:
+            raise RequestError(f"a reason of {len(note)} characters: it must be at most {MAX_NOTE}")
         if sources.holds(self._guard.exempt, source_text(source, self._table.ipv6_prefix)):
-            raise RequestError(f"{source} is exempt: take it out of `exempt` first")
+            raise RequestError(f"{source} is exempt: take it out of `exempt` first, then send the server a SIGHUP")
         record = self._server.time_out(source, int(seconds * NS))
-        if note := request.get("reason"):
-            self._guard.notes[record.source] = str(note)[:200]
-        yield {"end": True, **self._shown(record)}
+        if note:
+            self._guard.notes[record.source] = note
+        yield {"end": True, **self._shown(record, None)}
 
     def _remove(self, request: Mapping[str, Any]) -> Answer:
-        text = _text(request, "source")
-        network = _network(text)
-        if network.num_addresses == 1 or (network.version == 6 and network.prefixlen == self._table.ipv6_prefix):
-            yield {"end": True, "removed": int(self._server.lift(text))}
+        network = _network(_text(request, "source"))
+        if not _is_source(network, self._table.ipv6_prefix):
+            yield from self._lift_within(network)
             return
-        yield from self._lift_within(network)
+        source = source_text(str(network.network_address), self._table.ipv6_prefix)
+        removed = int(self._server.lift(source))
+        gate = self._guard.gate
+        # What was written here goes at the end of this turn; somebody else's entry stays, and goes on dropping.
+        yield {"end": True, "removed": removed, "others": gate and gate.others(packed(source))}
 
     def _clear(self, _request: Mapping[str, Any]) -> Answer:
         yield from self._lift_within(None)
@@ -197,17 +224,16 @@ class Control:
             yield from records
             yield None
 
-    def _shown(self, record: TimeoutRecord) -> dict[str, Any]:
+    def _shown(self, record: TimeoutRecord, in_kernel: Container[bytes] | None) -> dict[str, Any]:
         now = time.monotonic_ns()
-        since = datetime.fromtimestamp(time.time() - (now - record.start) / NS, UTC)
         return {
             "source": record.source,
             "reason": REASONS[record.reason][0],
-            "since": since.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "ends_in_s": round((record.end - now) / NS, 3),
+            "since": _utc((time.time_ns() - now + record.start) // NS),
+            "ends_in_s": (record.end - now) // 1_000_000 / 1000,
             "before": record.before,
             "dropped": record.dropped,
-            "in_kernel": self._guard.in_kernel(record.source),
+            "in_kernel": None if in_kernel is None else packed(record.source) in in_kernel,
             "looks": spoke.NAMES[record.spoke],
             "note": self._guard.notes.get(record.source),
         }
@@ -221,45 +247,52 @@ class _Client:
         self._in = b""
         self._out = b""
         self._answer: Answer | None = None
+        self._last = False  # after this answer the connection ends
 
     @property
-    def answering(self) -> bool:
-        return self._answer is not None or bool(self._out)
+    def busy(self) -> bool:
+        """Whether there is something to do without reading."""
+        return self._answer is not None or bool(self._out) or b"\n" in self._in
 
-    def read(self) -> bool:
-        """False at the end of the stream, or of our patience."""
+    def step(self, answer: Callable[[bytes], Answer], readable: bool) -> bool:
+        """What the socket did not take, else the next piece, else the next line; False: the connection is over."""
+        if not self.busy and readable and not self._read():
+            return False
+        if self._answer is None and not self._out and (line := self._next_line()) is not None:
+            self._answer = answer(line)
+        if self._answer is not None and not self._out:
+            self._make_piece(self._answer)
+        if self._out:
+            with suppress(BlockingIOError):
+                self._out = self._out[self.connection.send(self._out) :]
+        return self.busy or not self._last
+
+    def _read(self) -> bool:
+        """False at the end of the stream."""
         try:
             data = self.connection.recv(MAX_REQUEST)
         except BlockingIOError:
             return True
         self._in += data
-        return bool(data) and (len(self._in) <= MAX_REQUEST or b"\n" in self._in)
+        return bool(data)
 
-    def next_line(self) -> bytes | None:
+    def _next_line(self) -> bytes | None:
         line, end, rest = self._in.partition(b"\n")
-        if not end:
+        if not end and len(line) <= MAX_REQUEST:
             return None
-        self._in = rest
+        self._last = len(line) > MAX_REQUEST  # where the next line begins is not worth waiting for
+        self._in = b"" if self._last else rest
         return line
 
-    def answer(self, answer: Answer) -> None:
-        self._answer = answer
-
-    def write(self) -> None:
-        """What the socket did not take, or the next piece."""
-        if not self._out and self._answer is not None:
-            lines: list[bytes] = []
-            for item in self._answer:
-                if item is PIECE_ENDS:
-                    break
-                lines.append(_encode(item) + b"\n")
-            else:
-                self._answer = None
-            self._out = b"".join(lines)
-        try:
-            self._out = self._out[self.connection.send(self._out) :] if self._out else b""
-        except BlockingIOError:
-            return
+    def _make_piece(self, answer: Answer) -> None:
+        lines: list[bytes] = []
+        for item in answer:
+            if item is PIECE_ENDS:
+                break
+            lines.append(_encode(item))
+        else:
+            self._answer = None
+        self._out = b"".join(line + b"\n" for line in lines)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -280,6 +313,17 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
+def _decode(line: bytes) -> Mapping[str, Any]:
+    if len(line) > MAX_REQUEST:
+        raise RequestError(f"a request of over {MAX_REQUEST} bytes: it must be one JSON object a line, and shorter")
+    return msgspec.json.decode(line, type=dict[str, Any])
+
+
+@lru_cache(1024)  # a list of 50,000 has few different seconds, and each text costs as much as all else in its line
+def _utc(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
 def _text(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name)
     if not isinstance(value, str):
@@ -292,6 +336,13 @@ def _network(text: str) -> sources.Network:
         return ip_network(text)
     except ValueError as error:
         raise RequestError(f"{text!r} is no address or network: {error}") from None
+
+
+def _is_source(network: sources.Network, ipv6_prefix: int) -> bool:
+    """Whether it stands for one source.  A link-local address is one by itself, so its /64 is many."""
+    if network.version == 6 and network.prefixlen == ipv6_prefix:
+        return not network.is_link_local
+    return network.num_addresses == 1
 
 
 def _within(source: str, network: "sources.Network | None") -> bool:

@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from tt import log, sources, spoke, timeouts
-from tt._core import TimedOut, TimeoutTable, source_text
+from tt._core import REASON_CODES, TimedOut, TimeoutTable, source_text
 from tt.config import Config
 from tt.kernel_gate import KernelGate
 
 MINUTE = 60.0
 NS = 1e9
+# The saved table holds numbers of these names; a version with other lists must not read them as its own.
+NAMES_STAMP = crc32("\n".join([*REASON_CODES, *spoke.NAMES]).encode())
 SPOKE_CODES = {name: code for code, name in enumerate(spoke.NAMES)}
 
 
@@ -38,6 +41,7 @@ class Guard:
         self.counters: Callable[[], Mapping[str, Any]] = dict
         self.gate: KernelGate | None = None
         self.notes: dict[str, str] = {}  # why a source was timed out by hand
+        self.lift: Callable[[str], bool] = table.remove  # once the loop runs, that of the server
         self._table = table
         self._file = file
         self._handler = handler
@@ -58,6 +62,7 @@ class Guard:
         self._gateways = gateways
         self._limiter.per_second = settings.log_timeouts_per_second
         self.exempt = sources.resolve(settings.exempt, gateways)
+        self._lift_exempt()
 
     # ---- what the loop tells ----------------------------------------------------------------------------------------
 
@@ -140,19 +145,29 @@ class Guard:
     def restore(self, gate: KernelGate | None = None) -> None:
         """Read the saved table; a bad file is said, and the table starts empty.  Then bring a kernel map in line."""
         self._load()
+        self._lift_exempt()
         if gate is not None:
             gate.reconcile(self._table, self.exempt, time.monotonic_ns())
             self.gate = gate
 
-    def close(self) -> None:
-        """At a clean stop: save, and leave nothing of ours in the kernel map."""
+    def _lift_exempt(self) -> None:
+        """Who is exempt now, and was timed out before, need not wait for his end."""
+        if not self.exempt:
+            return
+        for record in self._table.entries(time.monotonic_ns()):
+            if sources.holds(self.exempt, record.source) and self.lift(record.source):
+                log.event(logging.INFO, "time-out lifted, the source is exempt now", source=record.source)
+
+    def close(self) -> bool:
+        """At a clean stop: save, and leave nothing of ours in the kernel map.  False: not saved."""
         self._save_now()
         if self.gate is not None:
             self.gate.close()
+        return not self._changed
 
     def _load(self) -> None:
         try:
-            count = timeouts.load(self._file, self._table, time.monotonic_ns(), time.time_ns())
+            count = timeouts.load(self._file, self._table, time.monotonic_ns(), time.time_ns(), NAMES_STAMP)
         except timeouts.TimeoutsFileError as error:
             log.event(logging.ERROR, "time-outs not restored, starting with none", error=str(error))
             return
@@ -166,6 +181,7 @@ class Guard:
         if self._saving is not None:
             self._saving.join()
         if self._changed:
+            self._changed = False
             self._save(self._table.dump(time.monotonic_ns()), time.time_ns())
 
     def _save_in_thread(self, now: float) -> None:
@@ -179,7 +195,7 @@ class Guard:
 
     def _save(self, dump: bytes, utc_now: int) -> None:
         try:
-            timeouts.save(self._file, dump, utc_now)
+            timeouts.save(self._file, dump, utc_now, NAMES_STAMP)
         except timeouts.TimeoutsFileError as error:
             self._changed = True  # tried again at the next interval
             log.event(logging.ERROR, "time-outs not saved", error=str(error))

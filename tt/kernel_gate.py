@@ -1,9 +1,9 @@
 """The kernel gate: time-outs copied into pinned eBPF maps, so that the kernel drops their sources' packets.
 
 The table in the process is the truth and a map its copy: no error of a map weakens a time-out or ends the service.
-All changes of one turn of the loop go to the kernel at its end, in one batch a map where the kernel has batches; what
-failed is `missing` and tried again.  An entry whose value is 0, or an end more than 30 days ahead, is the operator's
-own (preloaded): it is never changed, adopted or removed.
+All changes of one turn of the loop go to the kernel at its end, in one batch a map where it has batches; what failed is
+`missing` and tried again.  What stands in the map is looked at before it is changed: others write there too.  An entry
+whose value is 0, or an end more than 30 days ahead, is the operator's own (preloaded): never changed nor removed.
 
     key     IPv4 address (4 bytes) or IPv6 /64 (16 bytes, host bits 0), network order; in an LPM trie behind its prefix
             length, 4 bytes in host order
@@ -16,20 +16,23 @@ import errno
 import logging
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any
 
 from tt import bpf, bpf_load, log, sources
-from tt._core import REASON_CODES, TimedOut, TimeoutTable
+from tt._core import REASON_CODES, TimedOut, TimeoutTable, source_text
 
 SECOND = 1_000_000_000  # ns
 LONGEST = 30 * 86400 * SECOND  # of a time-out; an end further ahead is the operator's
 COMPLAINT_INTERVAL = 60.0  # s between log lines about one map
 RETRIES = 256  # missing entries tried again a second
 BATCH_PAYS = 4  # entries from which on one batch costs less than single calls through ctypes
+PIECE = 512  # entries of a map looked at in one piece of a list
 FULL = (errno.E2BIG, errno.ENOSPC)  # what a hash and an LPM trie answer then
 FAMILIES = {  # by kind and bytes of the key
     ("hash", 4): 4,
@@ -55,14 +58,16 @@ class BlockMap:
     family: int  # 4 or 6
     ipv6_prefix: int
     held: dict[bytes, bytes] = field(default_factory=dict)  # key to value: written here, or adopted at the start
-    adopted: set[bytes] = field(default_factory=set)  # those of `held` that an earlier process wrote
+    adopted: set[bytes] = field(default_factory=set)  # those of `held` that somebody else wrote
     missing: dict[bytes, int] = field(default_factory=dict)  # key to end: running, but not in the map
     errors: dict[str, int] = field(default_factory=dict)  # by errno's name
-    preloaded: int = 0  # the operator's entries met
-    complained: float = float("-inf")  # when the log last heard of this map
+    complained: float = float("-inf")  # when the log last heard of this map, s
+    batches: bool = True  # until the kernel says that this kind has none
 
     def key(self, source: bytes) -> bytes | None:
         """The map's key for a packed source; None where the map cannot express it."""
+        if len(source) != (4 if self.family == 4 else 16):
+            return None
         if self.map.kind == "lpm_trie":
             return struct.pack("=I", self._prefix(source)) + source
         # In a hash the kernel program looks up the /64, which for a link-local address is everybody on the link.
@@ -75,9 +80,15 @@ class BlockMap:
         return key[4:], struct.unpack("=I", key[:4])[0]
 
     def source(self, key: bytes) -> str | None:
-        """The source of a key, as text; None for a network that no source is."""
+        """The source of a key, as text; None where it is no key of ours: a network, or one that nobody looks up."""
         address, length = self.network(key)
-        return _text(address, length) if length == self._prefix(address) else None
+        if length != self._prefix(address):
+            return None
+        try:
+            source = source_text(_text(address, length), self.ipv6_prefix)
+        except ValueError:  # 64:ff9b::/64: such addresses are looked up as IPv4
+            return None
+        return source if packed(source) == address else None
 
     def value(self, end: int) -> bytes:
         """The map's value for an end in ns: in seconds rounded up, so that nobody is let in early."""
@@ -88,7 +99,11 @@ class BlockMap:
         """The end of a value, ns; None: preloaded."""
         unit: int = struct.unpack(VALUE_FORMATS[self.map.value_size], value)[0]
         end = unit if self.map.value_size == 8 else unit * SECOND
-        return None if unit == 0 or end - now > LONGEST + SECOND else end
+        return None if unit == 0 or end - now > LONGEST + SECOND else end  # the second: our own longest, rounded up
+
+    def is_theirs(self, key: bytes, end: int | None, now: int) -> bool:
+        """Whether an entry is the operator's: preloaded, or dropping a network that no source is."""
+        return end is None or (end > now and key not in self.held and self.source(key) is None)
 
     def _prefix(self, address: bytes) -> int:
         if self.family == 4:
@@ -138,17 +153,15 @@ class KernelGate:
     def reconcile(self, table: TimeoutTable, exempt: Sequence[sources.Network], now: int) -> None:
         """At the start: adopt what runs, remove what has ended or is exempt, write what only the table knows."""
         for block_map in self.maps:
-            counts = {"adopted": 0, "ended": 0, "exempt": 0}
-            standing = _guarded_entries(block_map)
+            counts = {"adopted": 0, "ended": 0, "exempt": 0, "preloaded": 0}
             remove: list[bytes] = []
-            for key, value in standing.items():
-                end = block_map.end(value, now)
-                source = block_map.source(key)
-                if end is None or source is None:  # a network that no source is: only the operator writes those
-                    block_map.preloaded += 1
-                elif end <= now:
+            for key, value in list(_entries(block_map)):
+                end, source = block_map.end(value, now), block_map.source(key)
+                if end is not None and end <= now:
                     counts["ended"] += 1
                     remove.append(key)
+                elif end is None or source is None:
+                    counts["preloaded"] += 1
                 elif sources.holds(exempt, source):
                     counts["exempt"] += 1
                     remove.append(key)
@@ -159,9 +172,8 @@ class KernelGate:
                     if table.find(source, now) is None:  # a saved one has the exact end and the reason
                         table.add(source, REASON_CODES["adopted"], min(end - now, LONGEST), now)
             _delete(block_map, remove)
-            log.event(logging.INFO, "kernel map", map=block_map.map.path, **counts, preloaded=block_map.preloaded)
-        running = {ip_network(record.source).network_address.packed: record.end for record in table.entries(now)}
-        self._write(running.items(), now)
+            log.event(logging.INFO, "kernel map", map=block_map.map.path, **counts)
+        self._write({packed(record.source): record.end for record in table.entries(now)}, now)
 
     # ---- while the loop runs ----------------------------------------------------------------------------------------
 
@@ -170,56 +182,67 @@ class KernelGate:
         now = time.monotonic_ns()
         fresh = {item.key: item.end for item in added if item.end}
         gone = dict.fromkeys(ended)
-        for key in [key for key in gone if key in fresh]:  # both in one turn: the table knows how it ended
-            record = table.find(str(ip_address(key)), now)
-            (gone if record else fresh).pop(key)
-        self._remove(gone, now)
-        self._write(fresh.items(), now)
+        for source in [source for source in gone if source in fresh]:  # both in one turn: the table knows how it ended
+            if table.find(str(ip_address(source)), now) is None:
+                del fresh[source]
+                continue
+            del gone[source]
+            for block_map in self.maps:  # lifted, then timed out anew: what was adopted may be shortened now
+                block_map.adopted.discard(block_map.key(source) or b"")
+        for block_map in self.maps:  # removed first: that may make the room which the new ones need
+            keys = [key for source in gone if (key := block_map.key(source))]
+            if keys:
+                _remove_ours(block_map, keys, now)
+        self._write(fresh, now)
 
     def tick(self) -> None:
-        """About once a second: what is missing is tried again."""
+        """About once a second: some of what is missing is tried again, the longest untried first."""
         now = time.monotonic_ns()
         for block_map in self.maps:
-            for key in [key for key, end in block_map.missing.items() if end <= now]:
-                del block_map.missing[key]
-            if block_map.missing:
-                again = dict(list(block_map.missing.items())[:RETRIES])
+            again = dict(islice(block_map.missing.items(), RETRIES))
+            if again:
                 _update(block_map, again, now)
 
-    def _write(self, wanted: Iterable[tuple[bytes, int]], now: int) -> None:
-        by_family: dict[int, list[tuple[bytes, int]]] = {4: [], 6: []}
-        for source, end in wanted:
-            by_family[4 if len(source) == 4 else 6].append((source, end))
+    def _write(self, wanted: Mapping[bytes, int], now: int) -> None:
         for block_map in self.maps:
-            changes = {key: end for source, end in by_family[block_map.family] if (key := block_map.key(source))}
+            changes = {key: end for source, end in wanted.items() if (key := block_map.key(source))}
             if changes:
                 _update(block_map, changes, now)
 
-    def _remove(self, gone: Iterable[bytes], now: int) -> None:
-        by_family: dict[int, list[bytes]] = {4: [], 6: []}
-        for source in gone:
-            by_family[4 if len(source) == 4 else 6].append(source)
-        for block_map in self.maps:
-            keys = [key for source in by_family[block_map.family] if (key := block_map.key(source))]
-            if keys:
-                _remove_ours(block_map, keys, now)
-
     # ---- for the operator -------------------------------------------------------------------------------------------
 
-    def holds(self, source: bytes) -> bool:
-        """Whether the time-out of a packed source is in a map."""
-        family = 4 if len(source) == 4 else 6
-        return any(m.family == family and m.key(source) in m.held for m in self.maps)
+    def survey(self, dropped: set[bytes], preloaded: list[str]) -> Iterator[None]:
+        """Collects, a piece at each step, what the maps hold now: others change them too, and an LRU map forgets.
 
-    def preloaded(self) -> list[str]:
-        """The operator's own entries, as text."""
+        `dropped` gets the packed sources with an entry, `preloaded` the operator's own entries as networks.
+        """
         now = time.monotonic_ns()
-        found = []
         for block_map in self.maps:
-            for key, value in _guarded_entries(block_map).items():
-                if block_map.end(value, now) is None:
-                    found.append(_text(*block_map.network(key)))
-        return found
+            entries = iter(_entries(block_map))
+            while piece := list(islice(entries, PIECE)):
+                for key, value in piece:
+                    end = block_map.end(value, now)
+                    address, prefix = block_map.network(key)
+                    if block_map.is_theirs(key, end, now):
+                        preloaded.append(_text(address, prefix))
+                    elif end is not None and end > now:
+                        dropped.add(address)
+                yield None
+
+    def holds(self, source: bytes) -> bool:
+        """Whether this process holds an entry for a packed source."""
+        return any(block_map.key(source) in block_map.held for block_map in self.maps)
+
+    def others(self, source: bytes) -> str | None:
+        """The map in which an entry that was not written here drops this packed source, or None."""
+        now = time.monotonic_ns()
+        for block_map in self.maps:
+            key = block_map.key(source)
+            value = key and _lookup(block_map, key)
+            if key and value and value != block_map.held.get(key):
+                end = block_map.end(value, now)
+                return block_map.map.path if end is None or end > now else None
+        return None
 
     def status(self) -> dict[str, Any]:
         """What `tt status` shows: each map, and the filter or why there is none."""
@@ -254,63 +277,77 @@ class KernelGate:
 
 
 def _update(block_map: BlockMap, changes: Mapping[bytes, int], now: int) -> None:
-    """Writes entries, renewals first: a full map then fails new keys alone.  What fails is `missing`."""
+    """Writes entries, those that stand there first: a full map then fails new keys alone.  What fails is `missing`."""
     renewals: dict[bytes, bytes] = {}
     new: dict[bytes, bytes] = {}
     for key, end in changes.items():
         value = block_map.value(end)
-        if key in block_map.held:
-            renewals[key] = value
-        elif not _is_preloaded(block_map, key, now):
+        standing = _lookup(block_map, key)
+        its_end = None if standing is None else block_map.end(standing, now)
+        if standing is None:
             new[key] = value
-    for part in (renewals, new):
-        keys, values = list(part), list(part.values())
-        at = 0
-        while at < len(keys):
-            done, error = _write_some(block_map, keys[at:], values[at:])
-            for i in range(at, at + done):
-                block_map.held[keys[i]] = values[i]
-                block_map.adopted.discard(keys[i])
-                block_map.missing.pop(keys[i], None)
-            at += done
-            if not error:
-                break
-            # A full map fails every new key: one complaint of the kernel is enough for all that are left.
-            failed = keys[at:] if error in FULL else keys[at : at + 1]
-            for key in failed:
-                block_map.missing[key] = changes[key]
-            _complain(block_map, error, len(failed))
-            at += len(failed)
+        elif standing == block_map.held.get(key) and key not in block_map.adopted:
+            if standing != value:
+                renewals[key] = value
+        elif its_end is not None and its_end < end:
+            renewals[key] = value
+        elif standing != block_map.held.get(key):  # the operator's, or it ends later: never shortened, and not ours
+            _forget(block_map, key)
+    _write_all(block_map, renewals, changes)
+    _write_all(block_map, new, changes, all_new=True)
+
+
+def _write_all(
+    block_map: BlockMap, entries: Mapping[bytes, bytes], ends: Mapping[bytes, int], *, all_new: bool = False
+) -> None:
+    keys, values = list(entries), list(entries.values())
+    at = 0
+    while at < len(keys):
+        done, error = _write_some(block_map, keys[at:], values[at:])
+        for i in range(at, at + done):
+            block_map.held[keys[i]] = values[i]
+            block_map.adopted.discard(keys[i])
+            block_map.missing.pop(keys[i], None)
+        at += done
+        if not error:
+            continue
+        # A full map fails every new key: one complaint of the kernel is enough for all that are left.
+        failed = keys[at:] if all_new and error in FULL else keys[at : at + 1]
+        fresh = sum(key not in block_map.missing for key in failed)  # a retry that fails again is no new error
+        for key in failed:
+            _forget(block_map, key)
+            block_map.missing[key] = ends[key]  # at the end: the next retry begins with others
+        _complain(block_map, error, fresh)
+        at += len(failed)
+
+
+def _forget(block_map: BlockMap, key: bytes) -> bytes | None:
+    """No more a word of this key; the value that was held."""
+    block_map.adopted.discard(key)
+    block_map.missing.pop(key, None)
+    return block_map.held.pop(key, None)
 
 
 def _write_some(block_map: BlockMap, keys: list[bytes], values: list[bytes]) -> tuple[int, int]:
     """As bpf.Map.update_batch, but singly where there are no batches, or nothing to gain from one."""
-    if len(keys) >= BATCH_PAYS and block_map.map.kind != "lpm_trie":
-        return block_map.map.update_batch(keys, values)
-    for done, (key, value) in enumerate(zip(keys, values, strict=True)):
-        try:
-            block_map.map.update(key, value)
-        except OSError as error:
-            return done, error.errno or errno.EIO
-    return len(keys), 0
+    if block_map.batches and len(keys) >= BATCH_PAYS:
+        done, error = block_map.map.update_batch(keys, values)
+        if error != errno.ENOTSUP:
+            return done, error
+        block_map.batches = False
+    return _singly(keys, lambda i: block_map.map.update(keys[i], values[i]))
 
 
 def _remove_ours(block_map: BlockMap, keys: Iterable[bytes], now: int) -> None:
     """Removes entries that still hold what was written here, or have ended; another's or the operator's stay."""
     remove: list[bytes] = []
     for key in keys:
-        ours = block_map.held.pop(key, None)
-        block_map.adopted.discard(key)
-        block_map.missing.pop(key, None)
-        try:
-            value = block_map.map.lookup(key)
-        except OSError as error:
-            _complain(block_map, error.errno or errno.EIO, 1)
-            continue
+        ours = _forget(block_map, key)
+        value = _lookup(block_map, key)
         if value is None:
             continue
         end = block_map.end(value, now)
-        if value == ours or (end is not None and end <= now + SECOND):
+        if value == ours or (end is not None and end <= now):
             remove.append(key)
     _delete(block_map, remove)
 
@@ -325,26 +362,44 @@ def _delete(block_map: BlockMap, keys: list[bytes]) -> None:
 
 def _delete_some(block_map: BlockMap, keys: list[bytes]) -> tuple[int, int]:
     """As bpf.Map.delete_batch, but singly where there are no batches, or nothing to gain from one."""
-    if len(keys) >= BATCH_PAYS and block_map.map.kind != "lpm_trie":
-        return block_map.map.delete_batch(keys)
-    for done, key in enumerate(keys):
+    if block_map.batches and len(keys) >= BATCH_PAYS:
+        done, error = block_map.map.delete_batch(keys)
+        if error != errno.ENOTSUP:
+            return done, error
+        block_map.batches = False
+    return _singly(keys, lambda i: block_map.map.delete(keys[i]))
+
+
+def _singly(keys: list[bytes], change: Callable[[int], object]) -> tuple[int, int]:
+    for done in range(len(keys)):
         try:
-            block_map.map.delete(key)
+            change(done)
         except OSError as error:
             return done, error.errno or errno.EIO
     return len(keys), 0
 
 
-def _is_preloaded(block_map: BlockMap, key: bytes, now: int) -> bool:
+def _lookup(block_map: BlockMap, key: bytes) -> bytes | None:
+    """What stands in the map; None also where it cannot be read, which is counted."""
     try:
-        value = block_map.map.lookup(key)
-    except OSError:
-        return False  # the write that follows will say why
-    return value is not None and block_map.end(value, now) is None
+        return block_map.map.lookup(key)
+    except OSError as error:
+        _complain(block_map, error.errno or errno.EIO, 1)
+        return None
+
+
+def _entries(block_map: BlockMap) -> Iterable[tuple[bytes, bytes]]:
+    """All that stands in the map; none where it cannot be read, which is counted."""
+    try:
+        yield from block_map.map.entries()
+    except OSError as error:
+        _complain(block_map, error.errno or errno.EIO, 1)
 
 
 def _complain(block_map: BlockMap, error: int, count: int) -> None:
     """Counted always, said at most once a minute: an attack must not fill the log through a full map."""
+    if not count:
+        return
     name = errno.errorcode.get(error, str(error))
     block_map.errors[name] = block_map.errors.get(name, 0) + count
     now = time.monotonic()
@@ -358,14 +413,6 @@ def _complain(block_map: BlockMap, error: int, count: int) -> None:
     )  # fmt: skip
 
 
-def _guarded_entries(block_map: BlockMap) -> dict[bytes, bytes]:
-    try:
-        return dict(block_map.map.entries())
-    except OSError as error:
-        _complain(block_map, error.errno or errno.EIO, 1)
-        return {}
-
-
 # ---- opening --------------------------------------------------------------------------------------------------------
 
 
@@ -373,9 +420,9 @@ def _open_map(path: Path, ipv6_prefix: int) -> BlockMap:
     try:
         opened = bpf.Map.open(str(path))
     except FileNotFoundError:
-        raise GateError(f"{path}: no such map: make it first: {EXAMPLE.format(path)}") from None
+        raise GateError(f"{path}: no such map: make it first: {EXAMPLE.format(path)} (key 16 for IPv6)") from None
     except OSError as error:
-        raise GateError(f"{path}: {error.strerror}") from error
+        raise GateError(f"-B: {error.strerror}") from error
     family = FAMILIES.get((opened.kind, opened.key_size))
     if family is None or opened.value_size not in VALUE_FORMATS:
         raise GateError(
@@ -387,24 +434,22 @@ def _open_map(path: Path, ipv6_prefix: int) -> BlockMap:
             f"{path}: a hash holds IPv6 /64s: for --ipv6-prefix {ipv6_prefix} make it an lpm_trie with keys of 20"
         )
     block_map = BlockMap(opened, family, ipv6_prefix)
-    _check_writable(block_map)
+    _check_rights(block_map)
     return block_map
 
 
-def _check_writable(block_map: BlockMap) -> None:
-    """Deletes a key that is not there: a map that refuses this will refuse time-outs."""
-    key = next(
-        key for last in range(256)
-        if (key := block_map.key(bytes([0] * (3 if block_map.family == 4 else 15)) + bytes([last]))) is None
-        or block_map.map.lookup(key) is None
-    )  # fmt: skip
+def _check_rights(block_map: BlockMap) -> None:
+    """Looks for a key that is not there, and deletes it: a map that refuses this will refuse time-outs."""
+    size = 4 if block_map.family == 4 else 16
     try:
-        if key is not None:
-            block_map.map.delete(key)
+        for number in range(256):
+            key = block_map.key(number.to_bytes(size, "big"))
+            if key is not None and block_map.map.lookup(key) is None:
+                block_map.map.delete(key)
+                return
     except OSError as error:
-        raise GateError(
-            f"{block_map.map.path}: cannot be changed: {error.strerror}: make one that is not frozen"
-        ) from error
+        remedy = f"-B needs one that can be read and changed: {EXAMPLE.format(block_map.map.path)}"
+        raise GateError(f"{error.strerror}: {remedy}") from error
 
 
 def _check_clock() -> None:
@@ -424,3 +469,8 @@ def _check_clock() -> None:
 def _text(address: bytes, prefix: int) -> str:
     text = str(ip_address(address))
     return text if prefix == len(address) * 8 else f"{text}/{prefix}"
+
+
+def packed(source: str) -> bytes:
+    """The address of a source as text, in network order."""
+    return inet_pton(AF_INET6 if ":" in source else AF_INET, source.partition("/")[0])

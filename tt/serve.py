@@ -51,19 +51,18 @@ class StartError(Exception):
 
 
 def main(settings: config.Config) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code: 0, or 2 with one line on stderr."""
+    """Serve until SIGTERM or SIGINT; the exit code: 0, 1 if the time-outs were not saved, 2 with one line on stderr."""
     _fill_standard_descriptors()
     try:
         with ExitStack() as ends:
-            _serve(settings, ends)
+            return 0 if _serve(settings, ends) else 1
     except (StartError, keys.KeyFileError, GateError, ControlError) as error:
         # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
         os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
-    return 0
 
 
-def _serve(settings: config.Config, ends: ExitStack) -> None:
+def _serve(settings: config.Config, ends: ExitStack) -> bool:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts: threads inherit it
     sys.setswitchinterval(SWITCH_INTERVAL)
     handler = log.start(settings.log_format, limit=settings.log_buffer)
@@ -102,8 +101,9 @@ def _serve(settings: config.Config, ends: ExitStack) -> None:
     _say_started(addresses, key.public, settings, places)
     handler.flush()
     server.run()
-    guard.close()
+    saved = guard.close()
     log.event(logging.INFO, "stopped")
+    return saved
 
 
 class Application:
@@ -121,6 +121,7 @@ class Application:
         """The loop that calls, for what changes it."""
         self._server = server
         self._guard.counters = server.counters
+        self._guard.lift = server.lift
 
     def tick(self) -> None:
         """About once a second."""

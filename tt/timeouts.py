@@ -17,7 +17,7 @@ from typing import Protocol
 
 MAGIC = b"TTBANNED"
 VERSION = 1
-HEAD = struct.Struct("=8sIIqQ")  # magic, version, 0, UTC of saving in ns since 1970, length of the dump
+HEAD = struct.Struct("=8sIIqQ")  # magic, version, stamp, UTC of saving in ns since 1970, length of the dump
 CHECKSUM = 32
 MAX_DUMP = 128 << 20  # two families of 2^20 sources, 48 bytes each, take 96 MiB
 
@@ -29,11 +29,13 @@ class TimeoutsFileError(Exception):
 class Restorable(Protocol):
     """What `load` needs of a `TimeoutTable`."""
 
-    def load(self, data: bytes, now: int, elapsed: int = 0, /) -> int: ...
+    def load(self, data: bytes, now: int, elapsed: int = 0, /, *, same_names: bool = True) -> int: ...
 
 
-def save(path: str | os.PathLike[str], dump: bytes, utc_now: int) -> None:
+def save(path: str | os.PathLike[str], dump: bytes, utc_now: int, stamp: int = 0) -> None:
     """Replaces the file by one that holds `dump`, made at `utc_now` (ns since 1970); mode 0600.
+
+    `stamp`, 32 bits, stands for the lists of names whose numbers are in the dump: another version may have others.
 
     Only file work, and long only in calls that hold no GIL: made for a thread beside the loop, one at a time. When it
     returns, the new file is on the disk. TimeoutsFileError: it is not, and the old file stands.
@@ -42,7 +44,7 @@ def save(path: str | os.PathLike[str], dump: bytes, utc_now: int) -> None:
     # One fixed name: what a kill leaves behind is overwritten the next time instead of piling up.
     temporary = path.with_name(path.name + ".new")
     try:
-        _write(temporary, dump, utc_now)
+        _write(temporary, HEAD.pack(MAGIC, VERSION, stamp, utc_now, len(dump)), dump)
         temporary.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
@@ -54,7 +56,7 @@ def save(path: str | os.PathLike[str], dump: bytes, utc_now: int) -> None:
         ) from error
 
 
-def load(path: str | os.PathLike[str], table: Restorable, now: int, utc_now: int) -> int:
+def load(path: str | os.PathLike[str], table: Restorable, now: int, utc_now: int, stamp: int = 0) -> int:
     """Restores the file into `table`; returns how many sources that were, 0 where there is no file.
 
     `now` is CLOCK_MONOTONIC and `utc_now` UTC, both ns. Time spent down counts. Where the wall clock has gone back
@@ -63,8 +65,8 @@ def load(path: str | os.PathLike[str], table: Restorable, now: int, utc_now: int
     """
     path = Path(path)
     try:
-        saved_utc, dump = _parse(_read(path))
-        return table.load(dump, now, max(0, utc_now - saved_utc))
+        saved_utc, saved_stamp, dump = _parse(_read(path))
+        return table.load(dump, now, max(0, utc_now - saved_utc), same_names=saved_stamp == stamp)
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -76,12 +78,11 @@ def load(path: str | os.PathLike[str], table: Restorable, now: int, utc_now: int
         raise TimeoutsFileError(f"{path}: time-outs not restored: {error}: the next save replaces the file") from error
 
 
-def _write(path: Path, dump: bytes, utc_now: int) -> None:
+def _write(path: Path, head: bytes, dump: bytes) -> None:
     # O_NOFOLLOW: a link left under this name must not lead the write to another file.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o600)  # one that was there already keeps its mode through O_CREAT
-        head = HEAD.pack(MAGIC, VERSION, 0, utc_now, len(dump))
         checksum = sha256(head)
         checksum.update(dump)
         for part in (head, dump, checksum.digest()):
@@ -105,11 +106,11 @@ def _read(path: Path) -> bytes:
         return file.read(HEAD.size + MAX_DUMP + CHECKSUM + 1)
 
 
-def _parse(data: bytes) -> tuple[int, bytes]:
-    """UTC of saving and the dump. ValueError: not a file of ours, or damaged."""
+def _parse(data: bytes) -> tuple[int, int, bytes]:
+    """UTC of saving, stamp and dump. ValueError: not a file of ours, or damaged."""
     if len(data) < HEAD.size + CHECKSUM:
         raise ValueError(f"{len(data)} bytes are too few for a saved table")
-    magic, version, _, saved_utc, length = HEAD.unpack_from(data)
+    magic, version, stamp, saved_utc, length = HEAD.unpack_from(data)
     if magic != MAGIC:
         raise ValueError("this is no file of time-outs")
     if version != VERSION:
@@ -119,4 +120,4 @@ def _parse(data: bytes) -> tuple[int, bytes]:
     end = HEAD.size + length
     if sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise ValueError("its checksum is wrong, so it was damaged")
-    return saved_utc, data[HEAD.size : end]
+    return saved_utc, stamp, data[HEAD.size : end]

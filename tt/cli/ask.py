@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--data", type=Path, metavar="DIR", default=Path(default),
-        help=f"The data directory of the server (default: {default}; the variable TT_DATA sets it).",
+        help=f"The data directory of the server (default: {default}; the variable TT_DATA sets it).".replace("%", "%%"),
     )  # fmt: skip
     which.add_argument("--control", type=Path, metavar="PATH", help="Its control socket, wherever that is.")
 
@@ -36,14 +37,14 @@ def ask(args: argparse.Namespace, request: dict[str, Any]) -> Iterator[dict[str,
         connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
             raise output.Exit(
                 output.NO_CONNECTION,
                 f"{path}: no server runs there: name its data directory with --data, or its socket with --control",
             ) from error
         except PermissionError as error:
             raise output.Exit(
-                output.DENIED, f"{path}: not allowed: be the user that runs the server, or in its group"
+                output.DENIED, f"{path}: not allowed: be root or the user that runs the server, or be let in by a group"
             ) from error
         except OSError as error:
             raise output.Exit(output.NO_CONNECTION, f"{path}: {error.strerror or error}") from error
@@ -52,15 +53,17 @@ def ask(args: argparse.Namespace, request: dict[str, Any]) -> Iterator[dict[str,
 
 def _answer(connection: socket.socket, path: Path, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it answered before it had read all: too long
+            connection.sendall(json.dumps(request).encode() + b"\n")
         for line in connection.makefile("rb"):
             item = json.loads(line)
             if "error" in item:
                 raise output.Exit(output.FAILED, item["error"])
-            last = bool(item.get("end"))
             yield item
-            if last:
+            if item.get("end"):
                 return
     except OSError as error:
         raise output.Exit(output.NO_CONNECTION, f"{path}: the server does not answer: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise output.Exit(output.NO_CONNECTION, f"{path}: what answers there is no TapeTrackServer") from error
     raise output.Exit(output.NO_CONNECTION, f"{path}: the server ended before it had answered")

@@ -1,4 +1,7 @@
-"""`tt bans`: see, add and lift the time-outs of a running server."""
+"""`tt bans`: see, add and lift the time-outs of a running server.
+
+Must not know how the server is asked, nor decide what is right: the server does, and its words are shown.
+"""
 
 import argparse
 from typing import Any
@@ -35,13 +38,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add_server_options(add)
     add.set_defaults(run=_add)
 
-    text = "Lift the time-out of a source, or of all within a network, and forget its repeats."
+    text = "Lift the time-out of a source, or all within a network, and forget the repeats of those lifted."
     remove = actions.add_parser("remove", help=text, description=text)
     remove.add_argument("source", metavar="SOURCE|CIDR", help="An address, or a network like 192.0.2.0/24.")
     add_server_options(remove)
     remove.set_defaults(run=_remove)
 
-    text = "Lift all time-outs and forget all repeats."
+    text = "Lift all time-outs that run, and forget the repeats of those lifted."
     clear = actions.add_parser("clear", help=text, description=text)
     add_server_options(clear)
     clear.set_defaults(run=_clear)
@@ -56,10 +59,9 @@ def duration(text: str) -> float:
 
 
 def _list(args: argparse.Namespace) -> int:
-    request = {"do": "bans.list", "network": args.network}
-    if not args.json:
-        output.line(ROW.format(*HEADING))
-    for item in ask(args, request):
+    for number, item in enumerate(ask(args, {"do": "bans.list", "network": args.network})):
+        if number == 0 and not args.json:  # only now: an error prints no heading
+            output.line(ROW.format(*HEADING))
         if "end" in item:
             break
         if args.json:
@@ -104,6 +106,13 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _lifted(args: argparse.Namespace, request: dict[str, Any], none: str) -> int:
-    count = sum(item["removed"] for item in ask(args, request))
+    (answer,) = ask(args, request)
+    count = answer["removed"]
     output.message(f"{count} time-out{'s' * (count != 1)} lifted" if count else none)
+    if others := answer.get("others"):
+        output.message(
+            f"{args.source} is still dropped by an entry of {others} that this server did not write: "
+            f"see 'bpftool map dump pinned {others}', and delete it there"
+        )
+        return output.FAILED
     return output.OK if count else output.FAILED
