@@ -652,6 +652,7 @@ cdef bint flush(loop* l, conn* c) noexcept nogil:
 
 cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
     """Ends a connection for a reason; gracefully where the reason allows it: flush, shut down, drain, close."""
+    cdef uint8_t due
     if tt_reasons[<int>reason].times_out:
         return condemn(l, c, reason, NULL, 0)
     if c.state == S_CLOSING:
@@ -662,13 +663,14 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
         return end(l, c, reason, False)
     c.verdict = OPEN_VERDICT
     l.count.closed[<int>reason] += 1
+    due = DUE_FRAME_GUEST if is_guest(c) else DUE_FRAME_USER  # a user's last reply gives way to nobody
     if is_guest(c):
         leave_guests(l, c)
     set_state(l, c, S_CLOSING)
     goodbye(l, c, reason)
     release_held(c)
     if is_sending(c):
-        queue_due(l, c, DUE_FRAME_GUEST)
+        queue_due(l, c, due)
     else:
         say_end(l, c)
     return True
@@ -678,6 +680,7 @@ cdef void say_end(loop* l, conn* c) noexcept nogil:
     """Everything is sent: our half ends, the peer has a moment to end his."""
     shutdown(c.fd, SHUT_WR)
     queue_due(l, c, DUE_CLOSING)
+    c.drained = 0
     c.flags |= READABLE  # he may have ended before, and then no edge will tell
     queue_ready(l, c)
 
