@@ -42,8 +42,8 @@ from linux cimport (
 )
 from model cimport (
     ACCEPT_PAUSE, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
-    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_DUE, LINK_GUEST, LINK_READY,
-    LISTENER, ON_TIME, OPEN_VERDICT, QUEUED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
+    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_GUEST, LINK_READY,
+    LISTENER, ON_TIME, OPEN_VERDICT, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
     STOP_DEADLINE, TICK, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
 from names cimport (
@@ -51,6 +51,7 @@ from names cimport (
     R_SHUTDOWN, R_SILENT, R_SLOW_READER, R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE,
     S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING, STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
 )
+from queues cimport next_ready, queue_due, queue_ready, unqueue_ready
 from source cimport (
     NO_SLOT, index_drop, index_find, index_free, index_init, index_put, source_from_v4, source_from_v6, source_hash,
     source_index, source_is_link_local, source_is_v4, source_key,
@@ -66,41 +67,6 @@ include "faces.pxi"
 # CLOCK_MONOTONIC; both 0 where nobody was timed out, because the source is exempt or the server only observes), how
 # often before, whether exempt, and up to 32 of its first bytes.
 TimedOut = namedtuple("TimedOut", "source key reason start end before exempt first")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The queues of a connection
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef inline void queue_due(loop* l, conn* c, uint8_t due) noexcept nogil:
-    """Moves the connection to the end of a class of deadlines; DUE_NONE takes it out."""
-    cdef uint32_t i = <uint32_t>(c - l.conns)
-    if c.due != DUE_NONE:
-        chain_remove(&l.due[c.due], &l.conns[0].links[LINK_DUE], sizeof(conn), i)
-    c.due = due
-    if due != DUE_NONE:
-        c.due_since = l.now
-        chain_append(&l.due[due], &l.conns[0].links[LINK_DUE], sizeof(conn), i)
-
-
-cdef inline void queue_ready(loop* l, conn* c) noexcept nogil:
-    if not c.flags & QUEUED and c.state != S_WAITING:  # who waits for his handshake is not served before it
-        c.flags |= QUEUED
-        l.ready_count += 1
-        chain_append(&l.ready, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
-
-
-cdef inline conn* next_ready(loop* l) noexcept nogil:
-    cdef conn* c = &l.conns[l.ready.head]
-    unqueue_ready(l, c)
-    return c
-
-
-cdef inline void unqueue_ready(loop* l, conn* c) noexcept nogil:
-    if c.flags & QUEUED:
-        c.flags &= ~QUEUED
-        l.ready_count -= 1
-        chain_remove(&l.ready, &l.conns[0].links[LINK_READY], sizeof(conn), <uint32_t>(c - l.conns))
-
 
 cdef inline void set_state(loop* l, conn* c, tt_state state) noexcept nogil:
     l.count.states[c.state] -= 1
@@ -560,8 +526,15 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
 
 cdef bint failed(loop* l, conn* c, object error) noexcept with gil:
     """A failure of our own: said, and never held against the peer."""
-    (<object>l.app).failed(error)
+    say_failure(l, error)
     return end(l, c, R_INTERNAL, True)
+
+
+cdef void say_failure(loop* l, object error) noexcept with gil:
+    try:
+        (<object>l.app).failed(error)
+    except BaseException:  # no memory even for the log: what failed has been dealt with, or will be by the caller
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -583,7 +556,8 @@ cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     room = <uint8_t*>malloc(unsent(c) + n - sent)
     if room == NULL:
         return end(l, c, R_INTERNAL, True)
-    memcpy(room, c.output + c.output_sent, unsent(c))
+    if unsent(c):
+        memcpy(room, c.output + c.output_sent, unsent(c))
     memcpy(room + unsent(c), p + sent, n - sent)
     c.output_size = unsent(c) + n - sent
     c.output_sent = 0
@@ -734,7 +708,7 @@ cdef void goodbye(loop* l, conn* c, tt_reason reason) noexcept nogil:
             try:
                 (<object>c.session).closed(tt_reasons[<int>reason].name.decode())
             except BaseException as error:
-                (<object>l.app).failed(error)
+                say_failure(l, error)
 
 
 cdef void release_objects(conn* c) noexcept nogil:
@@ -793,7 +767,7 @@ cdef void report(loop* l) noexcept with gil:
         ended = [source_pack(l.ended[i]) for i in range(ended_count)]
         (<object>l.app).turn(added, ended)
     except BaseException as error:
-        (<object>l.app).failed(error)
+        say_failure(l, error)
 
 
 cdef object added_record(loop* l, record* r):
@@ -879,7 +853,7 @@ cdef void take_signals(loop* l, int fd) noexcept nogil:
             try:
                 (<object>l.app).signal(<int>info.ssi_signo)
             except BaseException as error:
-                (<object>l.app).failed(error)
+                say_failure(l, error)
 
 
 cdef void call_watcher(loop* l, int fd, uint32_t events) noexcept with gil:
@@ -888,14 +862,14 @@ cdef void call_watcher(loop* l, int fd, uint32_t events) noexcept with gil:
         if watcher is not None:  # else an earlier event of this turn took it away
             watcher(bool(events & ~<uint32_t>EPOLLOUT), bool(events & EPOLLOUT))
     except BaseException as error:
-        (<object>l.app).failed(error)
+        say_failure(l, error)
 
 
 cdef void tick(loop* l) noexcept with gil:
     try:
         (<object>l.app).tick()
     except BaseException as error:
-        (<object>l.app).failed(error)
+        say_failure(l, error)
 
 
 cdef void begin_stop(loop* l) noexcept nogil:

@@ -1,19 +1,28 @@
 """tt.client against a peer on real loopback sockets: honest, broken, slow and hostile.
 
-A Peer runs one script a connection in a thread.  Waiting is bounded by the client's own time-outs; the only pause is
-that of the peer that sends slowly on purpose.
+Waiting is bounded by the client's own time-outs; the only pause is that of the peer that sends slowly on purpose.
 """
 
 import contextlib
 import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from scripted_server import (
+    Link,
+    Peer,
+    Script,
+    after_welcome,
+    answer_pings,
+    new_key,
+    reply,
+    reset_before_welcome,
+    result,
+    send,
+    silence,
+)
 
 from tt import client, known_servers, noise, wire
 from tt.client import (
@@ -26,174 +35,9 @@ from tt.client import (
     RequestFailed,
     UnknownServer,
 )
-from tt.keys import ServerKey
 
 SHORT = 0.2  # seconds: the time-out where the peer lets it run out
 HINT = "this address may be timed out.*see the server's log, or run 'tt bans list' on the server"
-
-
-def new_key() -> ServerKey:
-    private = X25519PrivateKey.generate()
-    return ServerKey(private, private.public_key().public_bytes_raw())
-
-
-class Link:
-    """The server's end of one connection."""
-
-    def __init__(self, sock: socket.socket, key: ServerKey, stopped: threading.Event) -> None:
-        self.sock = sock
-        self.key = key
-        self.stopped = stopped
-        self.hello = wire.Hello(name="", version="")
-        self.transport: noise.Transport
-
-    def receive(self, size: int) -> bytes:
-        """Exactly `size` bytes; fewer where the client closed."""
-        data = b""
-        while len(data) < size and (part := self.sock.recv(size - len(data))):
-            data += part
-        return data
-
-    def frame(self) -> tuple[bytes, bytes]:
-        header = self.receive(wire.HEADER)
-        return header, self.receive(int.from_bytes(header[4:], "big"))
-
-    def accept(self, payload: bytes | None = None) -> None:
-        """HELLO in, WELCOME out."""
-        _, message = self.frame()
-        packed, pending = noise.consume_hello(self.key, message)
-        self.hello = wire.decode_hello(packed)
-        if payload is None:
-            payload = wire.encode_welcome(wire.Welcome(name="peer", version="1"))
-        welcome, self.transport = noise.create_welcome(pending, payload)
-        self.sock.sendall(wire.header(wire.WELCOME, len(welcome)) + welcome)
-
-    def read(self) -> bytes:
-        """One plaintext; b"" where the client closed."""
-        header, ciphertext = self.frame()
-        return self.transport.open(header, ciphertext) if header else b""
-
-    def seal(self, plaintext: bytes) -> bytes:
-        header = wire.header(wire.DATA, len(plaintext) + wire.TAG)
-        return header + self.transport.seal(header, plaintext)
-
-    def reset(self) -> None:
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
-
-    def until_closed(self) -> None:
-        while self.sock.recv(65536):
-            pass
-
-
-Script = Callable[[Link], None]
-
-
-def answer_pings(link: Link) -> None:
-    link.accept()
-    while plaintext := link.read():
-        assert plaintext == b"\0"
-        link.sock.sendall(link.seal(b"\0"))
-
-
-def reset_before_welcome(link: Link) -> None:
-    link.reset()
-
-
-def silence(link: Link) -> None:
-    link.until_closed()
-
-
-def send(data: bytes) -> Script:
-    """A peer that reads HELLO and answers with these bytes."""
-
-    def script(link: Link) -> None:
-        link.frame()
-        link.sock.sendall(data)
-        link.until_closed()
-
-    return script
-
-
-def after_welcome(plaintext_to_bytes: Callable[[Link], bytes]) -> Script:
-    """A peer that shakes hands, reads one frame and answers with what the function makes."""
-
-    def script(link: Link) -> None:
-        link.accept()
-        link.read()
-        link.sock.sendall(plaintext_to_bytes(link))
-        link.until_closed()
-
-    return script
-
-
-def reply(make: Callable[[int, str, object], bytes]) -> Script:
-    """A peer that answers each request with the body that `make` returns for its id, operation and arguments."""
-
-    def script(link: Link) -> None:
-        link.accept()
-        assembler = wire.Assembler(wire.MAX_TO_SERVER)
-        logged_in = False
-        while plaintext := link.read():
-            if (body := assembler.feed(plaintext)) is None:
-                continue
-            (request,) = wire.decode_requests(body)
-            assert isinstance(request, wire.Request)
-            answer = make(request.id, request.operation, msgspec.msgpack.decode(request.arguments))
-            for part in wire.split_message(answer, wire.MAX_DATA, compress=logged_in):
-                link.sock.sendall(link.seal(part))
-            if request.operation == "login":
-                logged_in = assembler.flags_allowed = True
-
-    return script
-
-
-def result(number: int, value: object) -> bytes:
-    return wire.encode_replies([wire.Reply(number, None, msgspec.Raw(msgspec.msgpack.encode(value)))])
-
-
-class Peer:
-    """A listener whose n-th connection runs the n-th script, and each later one the last."""
-
-    def __init__(self, *scripts: Script, host: str = "127.0.0.1") -> None:
-        self.key = new_key()
-        self.links: list[Link] = []
-        self._failures: list[BaseException] = []
-        self._scripts = scripts
-        self._stopped = threading.Event()
-        self._listener = socket.create_server((host, 0))
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def client(self, **options: object) -> Client:
-        return Client("127.0.0.1", self.port, **{"key": self.key.public, **options})  # type: ignore[arg-type]
-
-    def _run(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            link = Link(sock, self.key, self._stopped)
-            self.links.append(link)
-            script = self._scripts[min(len(self.links), len(self._scripts)) - 1]
-            try:
-                with sock, contextlib.suppress(ConnectionError):
-                    script(link)
-            except BaseException as error:  # noqa: BLE001  shown by close(), in the test's thread
-                self._failures.append(error)
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        for link in self.links:  # a test that failed has left its client open
-            with contextlib.suppress(OSError):
-                link.sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listener.close()
-        if self._failures:
-            raise self._failures[0]
 
 
 @pytest.fixture

@@ -233,7 +233,8 @@ def test_the_help_names_every_option_with_its_default(
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, option in OPTIONS.items():
-        assert (config.flag(name) if option.flag else f" {name} ") in text
+        flag = config.flag(f"no_{name}" if option.kind is config.SWITCH and config.default(name) else name)
+        assert (flag if option.flag else f" {name} ") in text
         assert f"(default: {config.show(name, config.default(name))})." in text
 
 

@@ -188,10 +188,16 @@ class Guard:
         if self._saving is not None and self._saving.is_alive():
             return
         self._saved_at = now
-        self._changed = False
         snapshot = self._table.dump(time.monotonic_ns()), time.time_ns()
-        self._saving = threading.Thread(target=self._save, args=snapshot, name="tt-save", daemon=True)
-        self._saving.start()
+        saving = threading.Thread(target=self._save, args=snapshot, name="tt-save", daemon=True)
+        self._changed = False
+        try:
+            saving.start()
+        except RuntimeError as error:  # no thread to be had: tried again at the next interval
+            self._changed = True
+            log.event(logging.ERROR, "time-outs not saved", error=str(error))
+        else:
+            self._saving = saving
 
     def _save(self, dump: bytes, utc_now: int) -> None:
         try:
