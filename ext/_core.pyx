@@ -41,7 +41,7 @@ from linux cimport (
     socklen_t,
 )
 from model cimport (
-    ACCEPT_PAUSE, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
+    ACCEPT_PAUSE, DEAF, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
     DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_GUEST, LINK_READY,
     LISTENER, ON_TIME, OPEN_VERDICT, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
     STOP_DEADLINE, TICK, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
@@ -247,7 +247,7 @@ cdef bint read_turn(loop* l, conn* c) noexcept nogil:
     cdef size_t room = HEADER + HELLO_MOST - c.held_size if c.state == S_NEW else l.limits.read
     cdef ssize_t n = recv(c.fd, l.buffer + c.held_size, room, 0)
     if n < 0:
-        if errno == EAGAIN:
+        if errno == EAGAIN and not c.flags & DEAF:
             c.flags &= ~READABLE
             return True
         return errno == EINTR or end(l, c, R_PEER_CLOSED, False)
@@ -548,7 +548,7 @@ cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
         sent = send(c.fd, p, n, MSG_NOSIGNAL)
         if sent < 0:
             if errno != EAGAIN and errno != EINTR:
-                return nobody_reads(l, c)
+                return cannot_send(l, c)
             sent = 0
         if <size_t>sent == n:
             return True
@@ -566,11 +566,13 @@ cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     return True
 
 
-cdef bint nobody_reads(loop* l, conn* c) noexcept nogil:
-    """The peer has reset the connection.  What he sent before that is judged first; reading then finds the end."""
+cdef bint cannot_send(loop* l, conn* c) noexcept nogil:
+    """Nothing more can be sent.  Where the peer has reset the connection, what he sent before that is judged first."""
+    if errno == ENOBUFS or errno == ENOMEM:
+        return end(l, c, R_INTERNAL, True)
     release_output(c)
     release_more(c)
-    c.flags |= READABLE | HUNG_UP
+    c.flags |= READABLE | HUNG_UP | DEAF
     queue_ready(l, c)
     return True
 
@@ -610,7 +612,7 @@ cdef bint flush(loop* l, conn* c) noexcept nogil:
     cdef ssize_t sent = send(c.fd, c.output + c.output_sent, unsent(c), MSG_NOSIGNAL)
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
-            return nobody_reads(l, c)
+            return cannot_send(l, c)
         sent = 0
     c.output_sent += sent
     if unsent(c):

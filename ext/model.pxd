@@ -34,6 +34,7 @@ cdef enum:  # conn.flags
     HUNG_UP = 4                 # the peer closed its side: a short read does not mean that nothing follows
     QUEUED = 8                  # in loop.ready
     ON_TIME = 16                # in loop.hellos
+    DEAF = 32                   # the peer takes nothing any more: it ends once all that he sent is judged
 
 cdef enum:  # the links of a connection
     LINK_DUE                    # one of loop.due

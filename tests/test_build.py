@@ -29,7 +29,7 @@ HOT = frozenset(
         "judge", "leave_guests", "leave_hellos", "make_room", "may_read", "milliseconds_to_wait",
         "overdue", "put", "read_turn", "refuse", "reject",
         "release_held", "serve", "set_state", "source_of", "sweep_turn", "table_of", "take_event", "turn",
-        "turn_away", "unsent", "write_turn", "is_sending", "new_record", "nobody_reads", "release_output",
+        "turn_away", "unsent", "write_turn", "is_sending", "new_record", "cannot_send", "release_output",
         "reset_guests", "say_end", "time_out",
     }
 )  # fmt: skip
