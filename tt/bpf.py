@@ -12,7 +12,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PER_CPU = (5, 6, 10, 21)  # kinds that give and take one value, rounded up to 8 
 ENOTSUPP = 524  # the kernel's own number, not in errno.h: this kind of map has no such command
 LOOKUP, UPDATE, DELETE, NEXT_KEY, OBJ_GET, INFO = 1, 2, 3, 4, 7, 15
 LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH = 24, 26, 27
-CHUNK = 4096  # entries that one LOOKUP_BATCH asks for
+CHUNK = 1024  # entries that one LOOKUP_BATCH asks for
 
 IN_USE = {
     errno.E2BIG: "map {0} is full: {1} entries",
@@ -132,7 +132,11 @@ class Map:
 
     def entries(self) -> list[tuple[bytes, bytes]]:
         """All entries, each key once; those added or removed meanwhile may be among them or not."""
-        return list((self._walk_by_batch() if self.kind in ("hash", "lru_hash") else self._walk_by_key()).items())
+        return list(dict(self.walk()).items())
+
+    def walk(self) -> Iterator[tuple[bytes, bytes]]:
+        """The same while it is asked for, CHUNK by CHUNK; a key may come twice, and the map may change meanwhile."""
+        return self._walk_by_batch() if self.kind in ("hash", "lru_hash") else self._walk_by_key()
 
     def close(self) -> None:
         """Close the descriptor; an unpinned map goes with its last user.  Idempotent."""
@@ -165,9 +169,8 @@ class Map:
         number = ctypes.get_errno() if _bpf(_NUMBER, command, attr, 56) else 0
         return struct.unpack_from("=I", attr, 32)[0], number
 
-    def _walk_by_batch(self) -> dict[bytes, bytes]:
+    def _walk_by_batch(self) -> Iterator[tuple[bytes, bytes]]:
         """A hash, bucket by bucket: changes by others move nothing that stays."""
-        found: dict[bytes, bytes] = {}
         size, number, begin, position = CHUNK, 0, 0, ctypes.create_string_buffer(4)
         while number != errno.ENOENT:  # the end
             keys, values = (ctypes.create_string_buffer(size * each) for each in (self.key_size, self.value_size))
@@ -179,13 +182,12 @@ class Map:
             if number not in (0, errno.ENOENT):
                 raise self.error(number)
             rows = (struct.unpack(f"{len(buffer) // size}s" * size, buffer) for buffer in (keys, values))
-            found.update(islice(zip(*rows, strict=True), count))
+            yield from islice(zip(*rows, strict=True), count)
             begin = address(position)
-        return found
 
-    def _walk_by_key(self) -> dict[bytes, bytes]:
+    def _walk_by_key(self) -> Iterator[tuple[bytes, bytes]]:
         """Key by key: a key that others remove under us sends the walk back to the start, past keys seen before."""
-        found: dict[bytes, bytes] = {}
+        found: set[bytes] = set()
         again, key_buffer = 0, ctypes.create_string_buffer(self.key_size)  # the key now, and the next in its place
         begin, place = 0, address(key_buffer)
         while again <= len(found):  # not yet a whole round that brought nothing new
@@ -194,5 +196,5 @@ class Map:
             begin, key = place, key_buffer.raw
             if (value := self.lookup(key)) is not None:
                 again = again + 1 if key in found else 0
-                found[key] = value
-        return found
+                found.add(key)
+                yield key, value

@@ -28,6 +28,7 @@ from tt.guard import Guard
 from tt.kernel_gate import packed
 
 MODE = 0o660
+BACKLOG = 128  # clients that the kernel holds until they are accepted, one a turn
 MAX_CLIENTS = 32  # at a time; the one that has been there longest gives way
 MAX_REQUEST = 16 * 1024  # bytes of a line
 MAX_NOTE = 200  # characters of the reason that is given with a time-out
@@ -197,10 +198,11 @@ class Control:
             yield from self._lift_within(network)
             return
         source = source_text(str(network.network_address), self._table.ipv6_prefix)
-        removed = int(self._server.lift(source))
-        gate = self._guard.gate
+        running = self._table.find(source, time.monotonic_ns()) is not None
+        known, gate = self._server.lift(source), self._guard.gate
         # What was written here goes at the end of this turn; somebody else's entry stays, and goes on dropping.
-        yield {"end": True, "removed": removed, "others": gate and gate.others(packed(source))}
+        others = gate and gate.others(packed(source))
+        yield {"end": True, "removed": int(running), "forgotten": known and not running, "others": others}
 
     def _clear(self, _request: Mapping[str, Any]) -> Answer:
         yield from self._lift_within(None)
@@ -303,7 +305,7 @@ def _listen(path: Path) -> socket.socket:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             path.unlink()
         listener.bind(str(path))
-        listener.listen(MAX_CLIENTS)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         remedy = "move away what is there, or name another directory with a shorter path, with --data"

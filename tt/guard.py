@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -102,12 +102,6 @@ class Guard:
         """A failure of our own, which cost one connection or one report."""
         log.LOGGER.error("internal error", exc_info=error)
         self._handler.flush()
-
-    # ---- for the operator -------------------------------------------------------------------------------------------
-
-    def in_kernel(self, source: str) -> bool | None:
-        """Whether the kernel drops a source too; None without a kernel map."""
-        return None if self.gate is None else self.gate.holds(ip_network(source).network_address.packed)
 
     # ---- the log ----------------------------------------------------------------------------------------------------
 

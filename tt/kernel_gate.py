@@ -225,13 +225,9 @@ class KernelGate:
                     address, prefix = block_map.network(key)
                     if block_map.is_theirs(key, end, now):
                         preloaded.append(_text(address, prefix))
-                    elif end is not None and end > now:
+                    if end is None or end > now:
                         dropped.add(address)
                 yield None
-
-    def holds(self, source: bytes) -> bool:
-        """Whether this process holds an entry for a packed source."""
-        return any(block_map.key(source) in block_map.held for block_map in self.maps)
 
     def others(self, source: bytes) -> str | None:
         """The map in which an entry that was not written here drops this packed source, or None."""
@@ -391,7 +387,7 @@ def _lookup(block_map: BlockMap, key: bytes) -> bytes | None:
 def _entries(block_map: BlockMap) -> Iterable[tuple[bytes, bytes]]:
     """All that stands in the map; none where it cannot be read, which is counted."""
     try:
-        yield from block_map.map.entries()
+        yield from block_map.map.walk()
     except OSError as error:
         _complain(block_map, error.errno or errno.EIO, 1)
 
@@ -426,7 +422,7 @@ def _open_map(path: Path, ipv6_prefix: int) -> BlockMap:
     family = FAMILIES.get((opened.kind, opened.key_size))
     if family is None or opened.value_size not in VALUE_FORMATS:
         raise GateError(
-            f"{path}: a {opened.kind} map with keys of {opened.key_size} and values of {opened.value_size} bytes: "
+            f"{path}: of kind {opened.kind}, keys of {opened.key_size} and values of {opened.value_size} bytes: "
             "-B takes a hash with keys of 4 (IPv4) or 16 (IPv6) bytes or an LPM trie of 8 or 20, and values of 4 or 8"
         )
     if family == 6 and ipv6_prefix != 64 and opened.kind != "lpm_trie":

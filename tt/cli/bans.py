@@ -4,12 +4,19 @@ Must not know how the server is asked, nor decide what is right: the server does
 """
 
 import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
+
+import msgspec
 
 from tt import config
 from tt.cli import output
 from tt.cli.ask import add_server_options, ask
 
+TOGETHER = 500  # items of a list
 HEADING = ("SOURCE", "REASON", "SINCE", "ENDS IN", "BEFORE", "DROPPED", "KERNEL", "SPOKE")
 ROW = "{:<24} {:<13} {:<20} {:>8} {:>6} {:>8} {:<6} {}"
 
@@ -59,16 +66,29 @@ def duration(text: str) -> float:
 
 
 def _list(args: argparse.Namespace) -> int:
-    for number, item in enumerate(ask(args, {"do": "bans.list", "network": args.network})):
-        if number == 0 and not args.json:  # only now: an error prints no heading
-            output.line(ROW.format(*HEADING))
-        if "end" in item:
-            break
+    for number, some in enumerate(_together(ask(args, {"do": "bans.list", "network": args.network}))):
+        listed = [item for item in some if "end" not in item]
         if args.json:
-            output.json_line(item)
-        else:
+            # One write for many lines: with one a line, a list of 50,000 would take twice as long.
+            sys.stdout.write("".join(_json(item) + "\n" for item in listed))
+            sys.stdout.flush()
+            continue
+        if number == 0:  # only now: an error prints no heading
+            output.line(ROW.format(*HEADING))
+        for item in listed:
             output.line(_row(item))
     return output.OK
+
+
+def _json(item: dict[str, Any]) -> str:
+    """As output.json_line, in ASCII; msgspec takes an eighth of the time, but does not escape the rest."""
+    text = msgspec.json.encode(item)
+    return text.decode("ascii") if text.isascii() else json.dumps(item, separators=(",", ":"))
+
+
+def _together(items: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while some := list(islice(items, TOGETHER)):
+        yield some
 
 
 def _row(item: dict[str, Any]) -> str:
@@ -97,22 +117,24 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    return _lifted(args, {"do": "bans.remove", "source": args.source}, f"{args.source} was not timed out")
+    return _lifted(args, {"do": "bans.remove", "source": args.source}, f"{args.source} is not timed out")
 
 
 def _clear(args: argparse.Namespace) -> int:
-    _lifted(args, {"do": "bans.clear"}, "nobody was timed out")
+    _lifted(args, {"do": "bans.clear"}, "nobody is timed out")
     return output.OK
 
 
 def _lifted(args: argparse.Namespace, request: dict[str, Any], none: str) -> int:
     (answer,) = ask(args, request)
     count = answer["removed"]
-    output.message(f"{count} time-out{'s' * (count != 1)} lifted" if count else none)
+    forgotten = answer.get("forgotten", False)
+    words = f"{none}; its earlier time-outs are forgotten" if forgotten else none
+    output.message(f"{count} time-out{'s' * (count != 1)} lifted" if count else words)
     if others := answer.get("others"):
         output.message(
             f"{args.source} is still dropped by an entry of {others} that this server did not write: "
             f"see 'bpftool map dump pinned {others}', and delete it there"
         )
         return output.FAILED
-    return output.OK if count else output.FAILED
+    return output.OK if count or forgotten else output.FAILED
