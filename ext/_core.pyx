@@ -42,7 +42,7 @@ from linux cimport (
 )
 from model cimport (
     ACCEPT_PAUSE, DEAF, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
-    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, HUNG_UP, LINK_GUEST, LINK_READY,
+    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, GUEST, HUNG_UP, LINK_GUEST, LINK_READY,
     LISTENER, ON_TIME, OPEN_VERDICT, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
     STOP_DEADLINE, TICK, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
@@ -51,10 +51,10 @@ from names cimport (
     R_SHUTDOWN, R_SILENT, R_SLOW_READER, R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE,
     S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING, STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
 )
-from queues cimport next_ready, queue_due, queue_ready, unqueue_ready
+from queues cimport next_ready, queue_due, queue_ready, set_state, unqueue_ready
 from source cimport (
     NO_SLOT, index_drop, index_find, index_free, index_init, index_put, source_from_v4, source_from_v6, source_hash,
-    source_index, source_is_link_local, source_is_v4, source_key,
+    source_index, source_is_link_local, source_is_v4, source_key, source_mask,
 )
 from timeout_table cimport (
     DAY, LONGEST, NEVER, entry_is_sane, slot_is_known, slot_save, table_add, table_clock, table_expire, table_find,
@@ -68,15 +68,6 @@ include "faces.pxi"
 # often before, whether exempt, and up to 32 of its first bytes.
 TimedOut = namedtuple("TimedOut", "source key reason start end before exempt first")
 
-cdef inline void set_state(loop* l, conn* c, tt_state state) noexcept nogil:
-    l.count.states[c.state] -= 1
-    l.count.states[<int>state] += 1
-    c.state = state
-
-
-cdef inline bint is_guest(conn* c) noexcept nogil:
-    return c.state == S_NEW or c.state == S_WAITING or c.state == S_OPEN
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Accept: a bounded number a turn, so that a flood of connections cannot keep the others from their turn
@@ -85,12 +76,13 @@ cdef inline bint is_guest(conn* c) noexcept nogil:
 cdef void accept_turn(loop* l, listener* s) noexcept nogil:
     cdef sockaddr_storage address
     cdef socklen_t size
-    cdef uint32_t i
+    cdef uint32_t i, failures = 0
     cdef int fd
     for i in range(l.limits.accepts):
         size = sizeof(address)
         fd = accept4(s.fd, <sockaddr*>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
+            failures = 0
             l.count.accepted += 1
             gate(l, fd, &address)
         elif errno == EAGAIN:
@@ -102,7 +94,8 @@ cdef void accept_turn(loop* l, listener* s) noexcept nogil:
                 s.ready = False
                 return
             l.count.accept_failures += 1
-            if not make_room(l):
+            failures += 1
+            if failures > 1 or not make_room(l):  # room that was made did not help: it is not ours that lacks
                 l.accept_after = l.now + ACCEPT_PAUSE
                 return
         # else: that connection died in the backlog; the next one may live
@@ -200,12 +193,16 @@ cdef void admit(loop* l, int fd, sockaddr_storage* address, source_key source, u
 
 cdef inline void join_guests(loop* l, conn* c) noexcept nogil:
     cdef budget* b = &l.budgets.slots[c.budget]
+    c.flags |= GUEST
     b.guest_count += 1
     chain_append(&b.guests, &l.conns[0].links[LINK_GUEST], sizeof(conn), <uint32_t>(c - l.conns))
 
 
 cdef inline void leave_guests(loop* l, conn* c) noexcept nogil:
     cdef budget* b = &l.budgets.slots[c.budget]
+    if not c.flags & GUEST:
+        return
+    c.flags &= ~GUEST
     b.guest_count -= 1
     chain_remove(&b.guests, &l.conns[0].links[LINK_GUEST], sizeof(conn), <uint32_t>(c - l.conns))
 
@@ -238,13 +235,23 @@ cdef inline bint is_sending(conn* c) noexcept nogil:
 
 cdef inline bint may_read(loop* l, conn* c) noexcept nogil:
     """Nothing is read while the peer leaves its replies unread, a long reply goes out, or its handshake is to come."""
-    cdef uint64_t most = l.limits.output if c.state == S_LOGGED_IN else l.limits.output_guest
-    return c.flags & READABLE and c.state != S_WAITING and c.more == NULL and unsent(c) < most
+    return c.flags & READABLE and c.state != S_WAITING and takes_frames(l, c)
+
+
+cdef inline bint takes_frames(loop* l, conn* c) noexcept nogil:
+    return c.more == NULL and unsent(c) < (l.limits.output if c.state == S_LOGGED_IN else l.limits.output_guest)
+
+
+cdef inline size_t most_of_turn(loop* l, conn* c) noexcept nogil:
+    """Before login a frame's worth, so that the replies to one turn stay near the bound of unsent output."""
+    if c.state == S_NEW:
+        return HEADER + HELLO_MOST - c.held_size
+    return l.limits.read if c.state == S_LOGGED_IN else HEADER + DATA_MOST_GUEST
 
 
 cdef bint read_turn(loop* l, conn* c) noexcept nogil:
     """One recv(): a connection gets one a turn.  Bytes are judged before a reset or a close that followed them."""
-    cdef size_t room = HEADER + HELLO_MOST - c.held_size if c.state == S_NEW else l.limits.read
+    cdef size_t room = most_of_turn(l, c)
     cdef ssize_t n = recv(c.fd, l.buffer + c.held_size, room, 0)
     if n < 0:
         if errno == EAGAIN and not c.flags & DEAF:
@@ -307,7 +314,11 @@ cdef bint judge(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     if verdict != FRAME_MORE:
         return reject(l, c, <tt_reason>verdict, p + at, n - at)
     if c.state != S_NEW and (count or c.due != DUE_FRAME_USER and c.due != DUE_FRAME_GUEST):
-        queue_due(l, c, DUE_FRAME_USER if c.state == S_LOGGED_IN else DUE_FRAME_GUEST)
+        # While we do not read, because his replies are unread, the rest of his frame cannot come.
+        if not takes_frames(l, c):
+            queue_due(l, c, DUE_IDLE_USER if c.state == S_LOGGED_IN else DUE_IDLE_GUEST)
+        else:
+            queue_due(l, c, DUE_FRAME_USER if c.state == S_LOGGED_IN else DUE_FRAME_GUEST)
     return hold(l, c, p + at, n - at)
 
 
@@ -392,13 +403,15 @@ cdef void reset_guests(loop* l, source_key source) noexcept nogil:
 
 
 cdef bint is_exempt(loop* l, conn* c) noexcept nogil:
-    cdef source_key own
+    """Whether an exempt network touches the source: a time-out would hit all of that."""
+    cdef source_key all_of_it = source_mask(c.source, l.ipv6_prefix)
     cdef network* e
     cdef uint32_t i
-    own = source_from_v6(c.address, 128)
     for i in range(l.exempt_count):
         e = &l.exempt[i]
-        if own.hi & e.mask.hi == e.address.hi and own.lo & e.mask.lo == e.address.lo:
+        if (e.is_v4 == source_is_v4(c.source)
+                and (c.source.hi ^ e.address.hi) & e.mask.hi & all_of_it.hi == 0
+                and (c.source.lo ^ e.address.lo) & e.mask.lo & all_of_it.lo == 0):
             return True
     return False
 
@@ -415,8 +428,6 @@ cdef bint hello_arrived(loop* l, conn* c, const uint8_t* p, size_t n) noexcept n
 
 
 cdef bint ask_handshake(loop* l, conn* c) noexcept nogil:
-    if l.now - c.since >= l.limits.due[DUE_HELLO]:
-        return end(l, c, R_TOO_MANY, True)
     if budget_hello(&l.budgets.slots[c.budget], l.now, l.limits.hello_interval, l.limits.hello_burst):
         queue_due(l, c, DUE_NONE)
         c.flags |= ON_TIME
@@ -480,6 +491,8 @@ cdef bint dispatch(loop* l, conn* c, const uint8_t* p, uint32_t count) noexcept 
         for i in range(count):
             frames.append(PyBytes_FromStringAndSize(<const char*>p + l.spans[i].at, l.spans[i].size))
         answer = (<object>c.session).receive(frames)
+        if c.state == S_FREE:  # the application timed out this very source
+            return False
         # A verdict that times out comes before the answer: it must not depend on whether that can still be sent.
         if answer is not None and not is_timing_out(c) and not answer_with(l, c, answer):
             return False
@@ -511,6 +524,8 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
                 queue_ready(l, c)
                 break
             part = next(<object>c.more, None)
+            if c.state == S_FREE:
+                return False
             if part is None:
                 release_more(c)
                 break
@@ -527,7 +542,7 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
 cdef bint failed(loop* l, conn* c, object error) noexcept with gil:
     """A failure of our own: said, and never held against the peer."""
     say_failure(l, error)
-    return end(l, c, R_INTERNAL, True)
+    return c.state != S_FREE and end(l, c, R_INTERNAL, True)
 
 
 cdef void say_failure(loop* l, object error) noexcept with gil:
@@ -639,10 +654,8 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
         return end(l, c, reason, False)
     c.verdict = OPEN_VERDICT
     l.count.closed[<int>reason] += 1
-    due = DUE_FRAME_GUEST if is_guest(c) else DUE_FRAME_USER  # a user's last reply gives way to nobody
-    if is_guest(c):
-        leave_guests(l, c)
-    set_state(l, c, S_CLOSING)
+    due = DUE_FRAME_GUEST if c.flags & GUEST else DUE_FRAME_USER  # a user's last reply gives way to nobody
+    set_state(l, c, S_CLOSING)  # and a guest's counts as his connection until it has gone
     goodbye(l, c, reason)
     release_held(c)
     if is_sending(c):
@@ -656,7 +669,6 @@ cdef void say_end(loop* l, conn* c) noexcept nogil:
     """Everything is sent: our half ends, the peer has a moment to end his."""
     shutdown(c.fd, SHUT_WR)
     queue_due(l, c, DUE_CLOSING)
-    c.drained = 0
     c.flags |= READABLE  # he may have ended before, and then no edge will tell
     queue_ready(l, c)
 
@@ -669,7 +681,7 @@ cdef void drain(loop* l, conn* c) noexcept nogil:
         if n < 0 and errno == EAGAIN:
             c.flags &= ~READABLE
             return
-        if n > 0:
+        if n > 0 and not is_sending(c):
             c.drained += <uint32_t>n
         if n <= 0 and not is_sending(c) or n < 0 and errno != EINTR or c.drained > l.limits.drain:
             end(l, c, R_PEER_CLOSED, False)
@@ -682,13 +694,14 @@ cdef void drain(loop* l, conn* c) noexcept nogil:
 cdef bint end(loop* l, conn* c, tt_reason reason, bint reset) noexcept nogil:
     """Closes at once and frees the place; always False, for `return end(...)`."""
     cdef uint32_t i = <uint32_t>(c - l.conns)
-    if c.state != S_CLOSING:
+    cdef bint first = c.state != S_CLOSING
+    if reset and c.session != NULL and (first or is_sending(c)):
+        set_linger(c.fd, True)  # else the kernel would go on sending, outside every budget
+    leave_guests(l, c)
+    if first:
         l.count.closed[<int>reason] += 1
+        set_state(l, c, S_CLOSING)  # before the session is told: it may call back
         goodbye(l, c, reason)
-        if reset and c.session != NULL:
-            set_linger(c.fd, True)
-    if is_guest(c):
-        leave_guests(l, c)
     budget_release(&l.budgets, c.budget)
     release_objects(c)
     queue_due(l, c, DUE_NONE)
@@ -738,11 +751,22 @@ cdef void expire_turn(loop* l) noexcept nogil:
             overdue(l, c)
 
 
+cdef bint last_look(loop* l, conn* c) noexcept nogil:
+    """Where the loop is late, the whole HELLO may lie in the socket: it is our delay, not the peer's."""
+    unqueue_ready(l, c)
+    return read_turn(l, c) and c.state == S_NEW
+
+
 cdef void overdue(loop* l, conn* c) noexcept nogil:
     if c.state == S_CLOSING:
         end(l, c, R_SLOW_READER, True)
     elif c.state == S_WAITING:
-        ask_handshake(l, c)
+        if l.now - c.since >= l.limits.due[DUE_HELLO]:
+            end(l, c, R_TOO_MANY, True)
+        else:
+            ask_handshake(l, c)
+    elif c.state == S_NEW and not last_look(l, c):
+        return
     elif c.state == S_NEW and c.held_size:
         condemn(l, c, R_STALLED, c.held, c.held_size)
     elif c.state == S_NEW:
@@ -926,6 +950,8 @@ cdef class Connection:
         if c != NULL and c.state == S_OPEN:
             leave_guests(&self.server.l, c)
             set_state(&self.server.l, c, S_LOGGED_IN)
+            if c.due == DUE_IDLE_GUEST or c.due == DUE_FRAME_GUEST:
+                queue_due(&self.server.l, c, DUE_IDLE_USER if c.due == DUE_IDLE_GUEST else DUE_FRAME_USER)
 
 
 @cython.final
@@ -1064,7 +1090,10 @@ cdef class Server:
         free(l.ended)
 
     def configure(self, config, exempt=()):
-        """Takes the limits of a tt.config.Config (max_connections only at the start) and the exempt networks."""
+        """Takes the limits of a tt.config.Config (max_connections only at the start) and the exempt networks.
+
+        Not from session.receive(): the buffer that it makes anew is being read then.
+        """
         cdef limits new
         cdef loop* l = &self.l
         memset(&new, 0, sizeof(new))
@@ -1090,9 +1119,9 @@ cdef class Server:
             new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
         new.longest = int(config.timeout_max * 1e9)
         new.observe = config.observe
-        self.size_buffer(new.read)
         self.set_exempt(exempt)
-        l.limits = new
+        self.size_buffer(new.read)
+        l.limits = new  # at once with the buffer that it bounds
 
     cdef int size_buffer(self, uint32_t read) except -1:
         """A partial frame and one turn's bytes fit; so do the spans of the shortest frames."""
@@ -1120,6 +1149,7 @@ cdef class Server:
             mask = (1 << 128) - (1 << (128 - net.prefixlen - shift))
             networks[i].address.hi, networks[i].address.lo = address >> 64, address & 0xFFFFFFFFFFFFFFFF
             networks[i].mask.hi, networks[i].mask.lo = mask >> 64, mask & 0xFFFFFFFFFFFFFFFF
+            networks[i].is_v4 = net.version == 4
         free(self.l.exempt)
         self.l.exempt, self.l.exempt_count = networks, <uint32_t>len(exempt)
         return 0

@@ -34,6 +34,7 @@ cdef enum:  # conn.flags
     HUNG_UP = 4                 # the peer closed its side: a short read does not mean that nothing follows
     QUEUED = 8                  # in loop.ready
     ON_TIME = 16                # in loop.hellos
+    GUEST = 64                  # counts against its source's share: not logged in
     DEAF = 32                   # the peer takes nothing any more: it ends once all that he sent is judged
 
 cdef enum:  # the links of a connection
@@ -87,6 +88,7 @@ cdef struct listener:
 cdef struct network:            # an exempt one
     source_key address
     source_key mask
+    bint is_v4                  # ::/0 covers the v4-mapped form of every IPv4 address, and means none
 
 cdef struct record:             # of a new time-out, for the application
     source_key source

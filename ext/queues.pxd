@@ -1,10 +1,19 @@
-"""The queues that a connection stands in: the ready queue, and one of the classes of deadlines.  All in constant time."""
+"""The state of a connection, and the queues it stands in: the ready queue, and one of the classes of deadlines.
+
+All in constant time.
+"""
 
 from libc.stdint cimport uint8_t, uint32_t
 
 from chain cimport chain_append, chain_remove
 from model cimport DUE_NONE, LINK_DUE, LINK_READY, QUEUED, conn, loop
-from names cimport S_WAITING
+from names cimport S_WAITING, tt_state
+
+
+cdef inline void set_state(loop* l, conn* c, tt_state state) noexcept nogil:
+    l.count.states[c.state] -= 1
+    l.count.states[<int>state] += 1
+    c.state = state
 
 
 cdef inline void queue_due(loop* l, conn* c, uint8_t due) noexcept nogil:

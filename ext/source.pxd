@@ -55,24 +55,34 @@ cdef inline uint64_t read_big_endian(const uint8_t* bytes8) noexcept nogil:
     return value
 
 
+cdef inline source_key source_mask(source_key key, unsigned int prefix) noexcept nogil:
+    """The bits that make the source: all of an IPv4 or link-local address, the first `prefix` of another."""
+    cdef source_key mask
+    mask.hi = mask.lo = ~<uint64_t>0
+    if source_is_v4(key) or source_is_link_local(key) or prefix >= 128:
+        return mask
+    if prefix > 64:
+        mask.lo <<= 128 - prefix
+    else:
+        mask.hi <<= 64 - prefix
+        mask.lo = 0
+    return mask
+
+
 cdef inline source_key source_from_v6(const uint8_t* address, unsigned int prefix) noexcept nogil:
     """The source of a 16-byte IPv6 address in network order: its first `prefix` bits, 1..128.
 
     v4-mapped (RFC 4291, 2.5.5.2) and 64:ff9b::/96 (RFC 6052) addresses are their IPv4 address, whichever way the peer
     came in; link-local ones stay whole.
     """
-    cdef source_key key
+    cdef source_key key, mask
     key.hi = read_big_endian(address)
     key.lo = read_big_endian(address + 8)
     if source_is_v4(key) or (key.hi == <uint64_t>0x0064FF9B << 32 and key.lo >> 32 == 0):
         return source_from_v4(<uint32_t>key.lo)
-    if source_is_link_local(key) or prefix >= 128:
-        return key
-    if prefix > 64:
-        key.lo &= ~<uint64_t>0 << (128 - prefix)
-    else:
-        key.hi &= ~<uint64_t>0 << (64 - prefix)
-        key.lo = 0
+    mask = source_mask(key, prefix)
+    key.hi &= mask.hi
+    key.lo &= mask.lo
     return key
 
 

@@ -25,11 +25,11 @@ COMMANDS = ("tt", "TapeTrackServer", "TMSS10Ping")
 HOT = frozenset(
     {
         "accept_turn", "admit", "ask_handshake", "condemn", "drain", "end", "expire_turn", "finish",
-        "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_exempt", "is_guest", "join_guests",
+        "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_exempt", "join_guests",
         "judge", "leave_guests", "leave_hellos", "make_room", "may_read", "milliseconds_to_wait",
         "overdue", "put", "read_turn", "refuse", "reject",
-        "release_held", "serve", "set_state", "source_of", "sweep_turn", "table_of", "take_event", "turn",
-        "turn_away", "unsent", "write_turn", "is_sending", "new_record", "cannot_send", "release_output",
+        "release_held", "serve", "source_of", "sweep_turn", "table_of", "take_event", "turn",
+        "turn_away", "unsent", "write_turn", "is_sending", "last_look", "most_of_turn", "takes_frames", "new_record", "cannot_send", "release_output",
         "reset_guests", "say_end", "time_out",
     }
 )  # fmt: skip
