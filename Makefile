@@ -17,18 +17,23 @@ SOURCES  := $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h) setup.py pyproject
 BUILT    := .venv/.built-$(TT_BUILD)
 
 # Python itself is not built with the sanitizer, so its library must come first; its own leaks at exit are not ours.
-SANITIZER = $(if $(filter asan,$(TT_BUILD)),env LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0)
+SANITIZER = $(if $(filter asan,$(TT_BUILD)),env LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=print_stacktrace=1)
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help venv build serve test lint bpf install uninstall clean
+.PHONY: help venv build serve test asan-test fuzz lint bpf bench bench-deps install uninstall clean
 
 help:
 	@echo 'make serve      build, then run the server in the foreground: port 5000, data in ./var   (ARGS="--timeout 5")'
 	@echo 'make test       build, then run the whole test suite                                     (ARGS="-k config")'
+	@echo 'make asan-test  the same suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz       a short run of the fuzzers                            (ARGS="--runs 10000000 frame_verdict")'
 	@echo 'make build      virtual environment and extension: .venv/bin/tt, .venv/bin/TapeTrackServer, .venv/bin/TMSS10Ping'
 	@echo 'make lint       check style and types'
 	@echo 'make bpf        compile the kernel programs again: bpf/*.bpf.c into tt/bpf_programs.py'
+	@echo 'make bench      measure beside redis, nginx, HAProxy and the kernel; bench/README.md     (QUICK=1, ARGS="pings")'
+	@echo 'make bench-deps install these peers (as root, with apt); none of them is started'
 	@echo 'make install    private environment in PREFIX/lib/tapetrack, commands in PREFIX/bin      (PREFIX=/usr/local)'
 	@echo 'make uninstall  undo make install                                                        (PREFIX=/usr/local)'
 	@echo 'make clean      remove all that make made, but not the data in ./var'
@@ -40,6 +45,15 @@ serve: build
 test: build .venv/.test-tools
 	@tools/need.sh test $(PYTHON)
 	@$(SANITIZER) $(BIN)/python -m pytest $(ARGS)
+
+# --capture=sys: a sanitizer ends the process, and what it says must not end with it.
+asan-test:
+	@$(MAKE) test TT_BUILD=asan ARGS="--capture=sys $(ARGS)"
+
+fuzz: build
+	@tools/need.sh fuzz $(PYTHON)
+	@$(BIN)/pip install --quiet 'atheris>=3,<4'
+	@$(BIN)/python fuzz/run.py $(ARGS)
 
 lint: build .venv/.test-tools
 	@$(BIN)/ruff check
@@ -75,6 +89,28 @@ $(BUILT): .venv/.made $(SOURCES)
 	@echo 'test: installing the test tools'
 	@$(BIN)/pip install --quiet --group test
 	@touch $@
+
+# The programs of the bench: compiled for this machine, never shipped.
+BENCH := $(addprefix build/bench/,load drop offend)
+
+build/bench/load: bench/noise.c bench/noise.h
+$(BENCH): build/bench/%: bench/%.c
+	@mkdir -p build/bench
+	@echo '#include <openssl/ssl.h>' | gcc -E -o /dev/null - 2>/dev/null || { \
+		echo 'bench: the headers of OpenSSL are missing: run: make bench-deps' >&2; exit 1; }
+	@gcc -std=gnu11 -O2 -g -Wall -Wextra -o $@ $(filter %.c,$^) -lssl -lcrypto
+
+build/bench/lookup.so: bench/lookup.pyx $(BUILT)
+	@mkdir -p build/bench
+	@$(BIN)/cython -3 -I ext -o build/bench/lookup.c $<
+	@gcc -std=gnu11 -O2 -fPIC -shared -Iext -o $@ build/bench/lookup.c \
+		-I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+
+bench: build $(BENCH) build/bench/lookup.so
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+
+bench-deps:
+	@bench/deps.sh
 
 # Built from a copy: `sudo make install` must leave nothing of root's in the checkout.
 install:

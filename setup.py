@@ -11,7 +11,14 @@ FLAVOURS = {
     # -g and the frame pointer cost nothing that could be measured and let `perf` name the loop's functions.
     "release": ["-O2", "-g", "-fno-omit-frame-pointer", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"],
     "debug": ["-O0", "-g3", "-DTT_DEBUG=1"],
-    "asan": ["-O1", "-g", "-DTT_DEBUG=1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"],
+    "asan": [
+        "-O1",
+        "-g",
+        "-DTT_DEBUG=1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ],
 }
 if BUILD not in FLAVOURS:
     raise SystemExit(f"TT_BUILD is {BUILD!r}: it must be one of {', '.join(FLAVOURS)}")

@@ -7,7 +7,8 @@
  *        Timed out while floor(now) < value.  0, or an end more than 30 days ahead, is for ever: the second of the two
  *        needs no code here, since such an end is ahead of now.
  *
- * The loader sets the constants and binds each map; a name without a map gets any with keys of 4 and values of 8 bytes.
+ * Our loader sets every constant and binds each map; a name without a map gets any with keys of 4 and values of 8 bytes.
+ * The values here are for hashes with values of 4 bytes: what another loader gets that sets none.
  * Every branch must pass the verifier whatever the constants are: for a loader with CAP_BPF alone, kernels before 6.17
  * also check those that the constants exclude, as the processor may enter them by speculation.
  */
@@ -21,12 +22,12 @@
 
 #define SECOND 1000000000ULL /* ns */
 
-/* `volatile`, or the compiler would take these zeros for the values. */
-const volatile __u32 ipv4_key_size = 0;   /* bytes: 4 hash, 8 LPM trie */
-const volatile __u32 ipv4_value_size = 0; /* bytes: 4 or 8; 0: there is no map for IPv4 */
-const volatile __u32 ipv6_key_size = 0;   /* bytes: 16 hash, 20 LPM trie */
-const volatile __u32 ipv6_value_size = 0; /* bytes: 4 or 8; 0: there is no map for IPv6 */
-const volatile __u32 ipv6_mask[4] = {};   /* of a hash's keys, network byte order: ones over the prefix */
+/* `volatile`, or the compiler would put these values in the place of the loader's. */
+const volatile __u32 ipv4_key_size = 4;	  /* bytes: 4 hash, 8 LPM trie */
+const volatile __u32 ipv4_value_size = 4; /* bytes: 4 or 8; 0: there is no map for IPv4 */
+const volatile __u32 ipv6_key_size = 16;  /* bytes: 16 hash, 20 LPM trie */
+const volatile __u32 ipv6_value_size = 4; /* bytes: 4 or 8; 0: there is no map for IPv6 */
+const volatile __u32 ipv6_mask[4] = {~0U, ~0U}; /* of a hash's keys, network byte order: ones over the prefix */
 
 /* A name for each form of value, so that no branch reads more than its map holds. */
 struct {

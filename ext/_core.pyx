@@ -44,7 +44,7 @@ from model cimport (
     ACCEPT_PAUSE, DEAF, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
     DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, GUEST, HUNG_UP, LINK_GUEST, LINK_READY,
     LISTENER, ON_TIME, OPEN_VERDICT, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
-    STOP_DEADLINE, TICK, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
+    STOP_DEADLINE, TICK, TURN_SHARE, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
 from names cimport (
     R_ADOPTED, R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED,
@@ -62,11 +62,6 @@ from timeout_table cimport (
 )
 
 include "faces.pxi"
-
-# A new time-out, as the application is told: its source as text and as packed bytes, its reason, start and end (ns of
-# CLOCK_MONOTONIC; both 0 where nobody was timed out, because the source is exempt or the server only observes), how
-# often before, whether exempt, and up to 32 of its first bytes.
-TimedOut = namedtuple("TimedOut", "source key reason start end before exempt first")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -354,9 +349,10 @@ cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n
     """Times out the source of the connection, and resets it."""
     cdef source_key source = c.source
     cdef record* r
-    if is_exempt(l, c) or l.limits.observe:
+    cdef bint exempt = is_touched(source, l.ipv6_prefix, l.exempt, l.exempt_count)
+    if exempt or l.limits.observe:
         r = new_record(l, source, reason)
-        r.exempt = is_exempt(l, c)
+        r.exempt = exempt
     else:
         r = time_out(l, source, reason, l.limits.length[<int>reason], l.limits.hard[<int>reason])
     r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
@@ -400,20 +396,6 @@ cdef void reset_guests(loop* l, source_key source) noexcept nogil:
     if place != NO_SLOT:
         while l.budgets.slots[place].guest_count:
             end(l, &l.conns[l.budgets.slots[place].guests.head], R_TIMED_OUT, True)
-
-
-cdef bint is_exempt(loop* l, conn* c) noexcept nogil:
-    """Whether an exempt network touches the source: a time-out would hit all of that."""
-    cdef source_key all_of_it = source_mask(c.source, l.ipv6_prefix)
-    cdef network* e
-    cdef uint32_t i
-    for i in range(l.exempt_count):
-        e = &l.exempt[i]
-        if (e.is_v4 == source_is_v4(c.source)
-                and (c.source.hi ^ e.address.hi) & e.mask.hi & all_of_it.hi == 0
-                and (c.source.lo ^ e.address.lo) & e.mask.lo & all_of_it.lo == 0):
-            return True
-    return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -518,9 +500,10 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
     """Parts of a long reply, until the socket takes no more, a turn's share has gone, or the reply is complete."""
     cdef bytes part
     cdef uint64_t gone = 0
+    cdef int64_t began = monotonic_ns()
     try:
         while unsent(c) == 0:
-            if gone >= l.limits.read:
+            if gone >= l.limits.read or monotonic_ns() - began > TURN_SHARE:
                 queue_ready(l, c)
                 break
             part = next(<object>c.more, None)
@@ -559,6 +542,8 @@ cdef void say_failure(loop* l, object error) noexcept with gil:
 cdef bint put(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     cdef ssize_t sent = 0
     cdef uint8_t* room
+    if n == 0:
+        return True
     if unsent(c) == 0:
         sent = send(c.fd, p, n, MSG_NOSIGNAL)
         if sent < 0:
@@ -974,6 +959,7 @@ cdef class Server:
     cdef TimeoutTable table
     cdef object app
     cdef dict watchers
+    cdef Networks exempt
     cdef int signal_fd
 
     def __cinit__(self):
@@ -1083,7 +1069,6 @@ cdef class Server:
         budgets_free(&l.budgets)
         free(l.conns)
         free(l.listeners)
-        free(l.exempt)
         free(l.buffer)
         free(l.spans)
         free(l.added)
@@ -1119,9 +1104,11 @@ cdef class Server:
             new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
         new.longest = int(config.timeout_max * 1e9)
         new.observe = config.observe
-        self.set_exempt(exempt)
+        networks = Networks(exempt, l.ipv6_prefix)
         self.size_buffer(new.read)
         l.limits = new  # at once with the buffer that it bounds
+        self.exempt = networks
+        l.exempt, l.exempt_count = self.exempt.items, self.exempt.count
 
     cdef int size_buffer(self, uint32_t read) except -1:
         """A partial frame and one turn's bytes fit; so do the spans of the shortest frames."""
@@ -1135,23 +1122,6 @@ cdef class Server:
         free(self.l.buffer)
         free(self.l.spans)
         self.l.buffer, self.l.spans = buffer, spans
-        return 0
-
-    cdef int set_exempt(self, exempt) except -1:
-        """`exempt`: ipaddress networks."""
-        cdef network* networks = <network*>calloc(len(exempt) + 1, sizeof(network))
-        cdef uint32_t i
-        if networks == NULL:
-            raise MemoryError
-        for i, net in enumerate(exempt):
-            shift, high = (96, 0xFFFF << 32) if net.version == 4 else (0, 0)
-            address = int(net.network_address) | high
-            mask = (1 << 128) - (1 << (128 - net.prefixlen - shift))
-            networks[i].address.hi, networks[i].address.lo = address >> 64, address & 0xFFFFFFFFFFFFFFFF
-            networks[i].mask.hi, networks[i].mask.lo = mask >> 64, mask & 0xFFFFFFFFFFFFFFFF
-            networks[i].is_v4 = net.version == 4
-        free(self.l.exempt)
-        self.l.exempt, self.l.exempt_count = networks, <uint32_t>len(exempt)
         return 0
 
     def run(self):

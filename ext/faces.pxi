@@ -133,6 +133,49 @@ cdef class SourceIndex:
             index_drop(&self.index, slot)
 
 
+cdef bint is_touched(source_key source, unsigned int ipv6_prefix, const network* items, uint32_t count) noexcept nogil:
+    """Whether one of the networks and the source have an address in common."""
+    cdef source_key all_of_it = source_mask(source, ipv6_prefix)
+    cdef uint32_t i
+    for i in range(count):
+        if (items[i].is_v4 == source_is_v4(source)
+                and (source.hi ^ items[i].address.hi) & items[i].mask.hi & all_of_it.hi == 0
+                and (source.lo ^ items[i].address.lo) & items[i].mask.lo & all_of_it.lo == 0):
+            return True
+    return False
+
+
+@cython.final
+cdef class Networks:
+    """IP networks (of the module ipaddress), to ask quickly whether one of them touches a source."""
+
+    cdef network* items
+    cdef uint32_t count
+    cdef unsigned int ipv6_prefix
+
+    def __cinit__(self, networks=(), unsigned int ipv6_prefix=64):
+        cdef uint32_t i
+        self.ipv6_prefix = ipv6_prefix
+        self.items = <network*>calloc(len(networks) + 1, sizeof(network))
+        if self.items == NULL:
+            raise MemoryError(f"no memory for {len(networks)} networks")
+        for i, item in enumerate(networks):
+            shift, high = (96, 0xFFFF << 32) if item.version == 4 else (0, 0)
+            address = int(item.network_address) | high
+            mask = (1 << 128) - (1 << (128 - item.prefixlen - shift))
+            self.items[i].address.hi, self.items[i].address.lo = address >> 64, address & 0xFFFFFFFFFFFFFFFF
+            self.items[i].mask.hi, self.items[i].mask.lo = mask >> 64, mask & 0xFFFFFFFFFFFFFFFF
+            self.items[i].is_v4 = item.version == 4
+            self.count += 1
+
+    def __dealloc__(self):
+        free(self.items)
+
+    def touches(self, str source):
+        """Whether one of them and the source, given as any of its addresses, have an address in common."""
+        return bool(is_touched(source_parse(source, self.ipv6_prefix), self.ipv6_prefix, self.items, self.count))
+
+
 class TimeoutRecord(NamedTuple):
     """One source of the table. Times are ns of CLOCK_MONOTONIC; negative ones lie before the last reboot."""
 
@@ -160,6 +203,12 @@ cdef int by_end(const void* a, const void* b) noexcept nogil:
     cdef int64_t x = (<const timeout_entry*>a).end
     cdef int64_t y = (<const timeout_entry*>b).end
     return (x > y) - (x < y)
+
+
+# A new time-out, as the application is told: its source as text and as packed bytes, its reason, start and end (ns of
+# CLOCK_MONOTONIC; both 0 where nobody was timed out, because the source is exempt or the server only observes), how
+# often before, whether exempt, and up to 32 of its first bytes.
+TimedOut = namedtuple("TimedOut", "source key reason start end before exempt first")
 
 
 @cython.final
@@ -297,6 +346,20 @@ cdef class TimeoutTable:
             if slot_is_known(t, slot, now) and t.slots[slot].end > now:
                 records.append(self.record(t, slot))
         return records, start + places
+
+    def within(self, Networks networks not None, int64_t now):
+        """The sources with a running time-out that the networks touch, as text; looked for in C."""
+        cdef list found = []
+        cdef timeout_table* t
+        cdef uint32_t slot
+        cdef int i
+        for i in range(2):
+            t = &self.families[i]
+            for slot in range(t.fresh):
+                if (slot_is_known(t, slot, now) and t.slots[slot].end > now
+                        and is_touched(t.index.keys[slot], self.ipv6_prefix, networks.items, networks.count)):
+                    found.append(source_format(t.index.keys[slot], self.ipv6_prefix))
+        return found
 
     def entries(self, int64_t now, *, bint remembered=False):
         """The running time-outs as TimeoutRecords, in no order; with `remembered` also those ended in the last 24 h."""

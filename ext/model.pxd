@@ -22,6 +22,7 @@ cdef enum:
     VERSION_WINDOW = 60_000_000_000
     REFUSE_INTERVAL = 1_000_000_000
     TICK = 1_000_000_000
+    TURN_SHARE = 1_000_000      # ns that the parts of one long reply may take in a turn
     STOP_DEADLINE = 3_000_000_000
     LISTENER = 0xFFFFFFFF       # as a generation in epoll's data: not a connection
     SIGNALS = 0xFFFFFFFE

@@ -24,13 +24,13 @@ COMMANDS = ("tt", "TapeTrackServer", "TMSS10Ping")
 # The functions of ext/_core.pyx that run for strangers' packets: not one of their lines may touch the Python C-API.
 HOT = frozenset(
     {
-        "accept_turn", "admit", "ask_handshake", "condemn", "drain", "end", "expire_turn", "finish",
-        "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_exempt", "join_guests",
-        "judge", "leave_guests", "leave_hellos", "make_room", "may_read", "milliseconds_to_wait",
-        "overdue", "put", "read_turn", "refuse", "reject",
-        "release_held", "serve", "source_of", "sweep_turn", "table_of", "take_event", "turn",
-        "turn_away", "unsent", "write_turn", "is_sending", "last_look", "most_of_turn", "takes_frames", "new_record", "cannot_send", "release_output",
-        "reset_guests", "say_end", "time_out",
+        "accept_turn", "admit", "ask_handshake", "cannot_send", "condemn", "drain", "end", "expire_turn",
+        "finish", "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_sending", "is_touched",
+        "join_guests", "judge", "last_look", "leave_guests", "leave_hellos", "make_room", "may_read",
+        "milliseconds_to_wait", "most_of_turn", "new_record", "overdue", "put", "read_turn", "refuse",
+        "reject", "release_held", "release_output", "reset_guests", "say_end", "serve", "source_of",
+        "sweep_turn", "table_of", "take_event", "takes_frames", "time_out", "turn", "turn_away", "unsent",
+        "write_turn",
     }
 )  # fmt: skip
 

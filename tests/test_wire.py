@@ -295,7 +295,7 @@ def test_no_body_raises_anything_but_tampered(body):
 @pytest.mark.parametrize("encode", [wire.encode_requests, wire.encode_replies])
 def test_too_few_or_too_many_entries_are_refused_to_their_author(encode):
     entry = Request(1, "a") if encode is wire.encode_requests else Reply(1)
-    with pytest.raises(ValueError, match="it holds 1 to 65536"):
+    with pytest.raises(ValueError, match="it holds 1 to 4096"):
         encode([])
     with pytest.raises(ValueError, match="send several messages"):
         encode([entry] * (wire.MAX_ENTRIES + 1))
@@ -583,7 +583,7 @@ def test_claimed_array_takes_no_memory():
     assert peak(decode) < 2**16
 
 
-def test_out_of_memory_on_the_way_is_tampered(monkeypatch):
+def test_out_of_memory_on_the_way_is_our_own_failure_and_no_evidence(monkeypatch):
     class Exhausted:
         def decode(self, _data):
             raise MemoryError
@@ -593,8 +593,8 @@ def test_out_of_memory_on_the_way_is_tampered(monkeypatch):
 
     monkeypatch.setattr(wire, "_items_decoder", Exhausted())
     monkeypatch.setattr(wire, "_requests_decoder", Exhausted())
-    with pytest.raises(Tampered):
+    with pytest.raises(MemoryError):
         wire.decode_requests(pack([[1, "a"]]))
     monkeypatch.setattr(wire, "_zstd", Exhausted())
-    with pytest.raises(Tampered):
+    with pytest.raises(MemoryError):
         assembler().feed(b"\1" + COMPRESSED_4K)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# need.sh build|test|bpf PYTHON: make sure that this machine has what `make build`, `make test` or `make bpf` needs.
+# need.sh build|test|bpf|fuzz PYTHON: make sure that this machine has what the `make` target of that name needs.
 # As root on a machine with apt, what is missing is installed, and one line says so; otherwise one line names it.
 # Only compilers, headers and client programs: nothing here starts a service on the host.
 set -eu
@@ -36,6 +36,12 @@ compiler_for_bpf() {
     [ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
 }
 
+compiler_for_fuzz() { # a compiler with libFuzzer: the run-time libraries of clang are a package of their own
+    program clang clang
+    [ -n "$(find "$(clang -print-resource-dir 2>/dev/null || echo /none)" -name 'libclang_rt.fuzzer-*.a' 2>/dev/null)" ] ||
+        missing="$missing libclang-rt-dev"
+}
+
 command -v "$python" >/dev/null || die "$python is not here: install Python 3.11 or newer, or name it: make PYTHON=python3.12"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ask "sys.version_info >= (3, 11)" || die "$python is Python $version, tt needs 3.11 or newer: name one with make PYTHON=python3.12"
@@ -50,8 +56,12 @@ build)
 bpf)
     compiler_for_bpf
     ;;
+fuzz)
+    compiler_for_fuzz
+    ;;
 test)
     compiler_for_bpf
+    compiler_for_fuzz
     program bpftool bpftool
     program mount mount
     program nmap nmap

@@ -14,19 +14,21 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
 
 from tt import bpf
 from tt.bpf import Map, address
 from tt.bpf_programs import LISTENER, Program
 
 MAP_CREATE, PROG_LOAD, OBJ_PIN, MAP_FREEZE = 0, 5, 6, 22
-SOCKET_FILTER = 1  # BPF_PROG_TYPE_SOCKET_FILTER
 PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2  # what the number in a two-part load is: a map; the array that holds constants
 NO_PREALLOC, READ_ONLY_FOR_PROGRAMS = 1, 1 << 7  # BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG
 SO_DETACH_FILTER, SO_ATTACH_BPF = 27, 50
 CALL, KTIME_GET_NS, KTIME_GET_COARSE_NS = 0x85, 5, 160  # BPF_JMP | BPF_CALL, and the numbers of two helpers
 LOG_BYTES = 1 << 20  # of the verifier's log, asked for after a failure alone
 NAME_BYTES = 15  # of a map's or program's name
+CONSTANTS = "tt_rodata"  # the name of the array that holds a program's constants
 
 CREATING = {
     errno.EPERM: "no right to make map {0}: needs CAP_BPF or root (before Linux 5.11 also room under ulimit -l)"
@@ -37,13 +39,26 @@ PINNING = {
     errno.EPERM: "cannot pin at {0}: needs a BPF file system (/sys/fs/bpf), a name without a dot, and CAP_BPF or root",
 }
 LOADING = {
-    errno.EPERM: "no right to load the {0}: needs CAP_BPF or root (before Linux 5.11 also room under ulimit -l)",
+    errno.EPERM: "no right to load the {0}: needs {1} (before Linux 5.11 also room under ulimit -l)",
     errno.ENOSYS: "cannot load the {0}: this kernel has no bpf(2)",
 }
 ATTACHING = {
     errno.EPERM: "cannot change the filter of this socket: whoever opened it locked it (SO_LOCK_FILTER)",
     errno.ENOTSOCK: "cannot attach the listener filter: this descriptor is no socket",
 }
+
+
+class Kind(NamedTuple):
+    """What the kernel is told of a program besides its instructions."""
+
+    number: int  # enum bpf_prog_type
+    name: str
+    words: str  # what a message calls it
+    rights: str  # who may load it
+    flags: int = 0  # BPF_F_*; left out where the kernel does not know them
+
+
+LISTENER_FILTER = Kind(1, "tt_listener", "listener filter", "CAP_BPF or root")  # BPF_PROG_TYPE_SOCKET_FILTER
 
 
 # ---- maps -----------------------------------------------------------------------------------------------------------
@@ -59,8 +74,13 @@ def create_map(kind: str, sizes: tuple[int, int], max_entries: int, name: str, f
 
 def pin_map(pinned: Map, path: str) -> None:
     """Give a map a name in a BPF file system: it lives until that is removed."""
+    pin(pinned.fd, path)
+
+
+def pin(fd: int, path: str) -> None:
+    """The same for any object of BPF, by its descriptor."""
     name = os.fsencode(path)
-    bpf.call(OBJ_PIN, struct.pack("=QII", address(name), pinned.fd, 0), PINNING, path)
+    bpf.call(OBJ_PIN, struct.pack("=QII", address(name), fd, 0), PINNING, path)
 
 
 def freeze_map(frozen: Map) -> None:
@@ -99,18 +119,27 @@ def load_listener_filter(maps: Mapping[int, Map | None], ipv6_prefix: int) -> Fi
     """
     dropped_syns = create_map("percpu_array", (4, 8), 1, "tt_dropped_syns")
     try:
-        bound, constants = {"dropped_syns": dropped_syns}, {"ipv6_mask": _mask(ipv6_prefix)}
-        for family in (4, 6):
-            one = maps.get(family)
-            constants[f"ipv{family}_key_size"] = struct.pack("=I", one.key_size if one else 0)
-            constants[f"ipv{family}_value_size"] = struct.pack("=I", one.value_size if one else 0)
-            for value_size, unit in ((4, "seconds"), (8, "ns")):
-                # Where there is no map, the constants exclude the branches that name it: they take any they can read.
-                bound[f"ipv{family}_{unit}"] = one if one and one.value_size == value_size else dropped_syns
-        return Filter(_load(LISTENER, bound, constants), dropped_syns)
+        bound, constants = bind(maps, ipv6_prefix, unused=dropped_syns)
+        return Filter(load(LISTENER_FILTER, LISTENER, bound | {"dropped_syns": dropped_syns}, constants), dropped_syns)
     except BaseException:
         dropped_syns.close()
         raise
+
+
+def bind(maps: Mapping[int, Map | None], ipv6_prefix: int, unused: Map) -> tuple[dict[str, Map], dict[str, bytes]]:
+    """What bpf/tt_ban.h names, for the maps by family: a map for each name, and the constants.
+
+    `unused` has keys of 4 bytes and values of at least 8: where there is no map, the constants exclude the branches
+    that name it, and they take any that they can read.
+    """
+    bound, constants = {}, {"ipv6_mask": _mask(ipv6_prefix)}
+    for family in (4, 6):
+        one = maps.get(family)
+        constants[f"ipv{family}_key_size"] = struct.pack("=I", one.key_size if one else 0)
+        constants[f"ipv{family}_value_size"] = struct.pack("=I", one.value_size if one else 0)
+        for value_size, unit in ((4, "seconds"), (8, "ns")):
+            bound[f"ipv{family}_{unit}"] = one if one and one.value_size == value_size else unused
+    return bound, constants
 
 
 def _mask(prefix: int) -> bytes:
@@ -145,28 +174,35 @@ def _set_option(socket_fd: int, option: int, value: int) -> None:
 # ---- programs -------------------------------------------------------------------------------------------------------
 
 
-def _load(program: Program, maps: Mapping[str, Map], constants: Mapping[str, bytes]) -> int:
+def load(kind: Kind, program: Program, maps: Mapping[str, Map], constants: Mapping[str, bytes]) -> int:
     """The descriptor of a program with its maps and constants by name.  Raises OSError with what the verifier said."""
     if sys.byteorder != "little":
-        raise OSError(errno.ENOEXEC, "cannot load the listener filter: it is compiled for little-endian processors")
+        raise OSError(errno.ENOEXEC, f"cannot load the {kind.words}: it is compiled for little-endian processors")
     rodata = _freeze_constants(program, constants)
     try:
         code = _fill_in(program, maps, rodata)
-        try:
-            return _load_instructions(code)
-        except OSError:  # the only way to ask a kernel for a helper is to load its call
-            return _load_or_say_why(_exact_clock(code))
+        # The only way to ask a kernel for a flag, or for a helper, is to load what needs it: the newest kernel first.
+        for known in dict.fromkeys((kind, kind._replace(flags=0))):
+            with suppress(OSError):
+                return _load_instructions(known, code)
+        return _load_or_say_why(kind._replace(flags=0), _exact_clock(code))
     finally:
         rodata.close()
 
 
-def _freeze_constants(program: Program, constants: Mapping[str, bytes]) -> Map:
+def lay_out(program: Program, constants: Mapping[str, bytes]) -> bytes:
+    """A program's constants as it reads them; every one must be given."""
     data = bytearray(max(offset + size for offset, size in program.layout.values()))
     for name, (offset, size) in program.layout.items():
         memoryview(data)[offset : offset + size] = constants[name]
-    rodata = create_map("array", (4, len(data)), 1, "tt_rodata", READ_ONLY_FOR_PROGRAMS)
+    return bytes(data)
+
+
+def _freeze_constants(program: Program, constants: Mapping[str, bytes]) -> Map:
+    data = lay_out(program, constants)
+    rodata = create_map("array", (4, len(data)), 1, CONSTANTS, READ_ONLY_FOR_PROGRAMS)
     try:
-        rodata.update(bytes(4), bytes(data))
+        rodata.update(bytes(4), data)
         freeze_map(rodata)
     except BaseException:
         rodata.close()
@@ -193,24 +229,24 @@ def _exact_clock(instructions: bytes) -> bytes:
     return b"".join(exact if part == coarse else part for part in parts)
 
 
-def _load_or_say_why(instructions: bytes) -> int:
+def _load_or_say_why(kind: Kind, instructions: bytes) -> int:
     log = ctypes.create_string_buffer(LOG_BYTES)
     try:
-        return _load_instructions(instructions, log)
+        return _load_instructions(kind, instructions, log)
     except OSError:
         if not (said := _telling_line(log.value.decode("ascii", "replace"))):
             raise  # it did not come to the verifier, whose EACCES is no matter of rights
-        raise OSError(errno.EINVAL, f"the kernel's verifier refused the listener filter: {said}") from None
+        raise OSError(errno.EINVAL, f"the kernel's verifier refused the {kind.words}: {said}") from None
 
 
-def _load_instructions(instructions: bytes, log: ctypes.Array[ctypes.c_char] | None = None) -> int:
+def _load_instructions(kind: Kind, instructions: bytes, log: ctypes.Array[ctypes.c_char] | None = None) -> int:
     license_text = b"\0"  # no helper that we call asks for one
     wanted = (1, len(log), address(log)) if log else (0, 0, 0)
     attr = struct.pack(
-        "=IIQQIIQII16s", SOCKET_FILTER, len(instructions) // 8, address(instructions), address(license_text), *wanted,
-        0, 0, b"tt_listener",
+        "=IIQQIIQII16s", kind.number, len(instructions) // 8, address(instructions), address(license_text), *wanted,
+        0, kind.flags, kind.name.encode("ascii"),
     )  # fmt: skip
-    return bpf.call(PROG_LOAD, attr, LOADING, "listener filter")
+    return bpf.call(PROG_LOAD, attr, LOADING, kind.words, kind.rights)
 
 
 def _telling_line(log: str) -> str:

@@ -176,6 +176,13 @@ RATE = Kind("a whole number (a second)", (int,), _whole, lambda value: f"{value}
 SWITCH = Kind("true or false", (bool,), _truth, lambda value: str(value).lower(), "")
 DIRECTORY = Kind("the path of a directory", (str,), _path, str, "DIR")
 MAPS = Kind("the path of a pinned eBPF map", (str,), _path, str, "PINNED_MAP", many=True)
+USER = Kind(
+    "the name or number of a user, or none",
+    (str, int),
+    lambda value: "" if value == "none" else str(value),
+    lambda value: value or "none",
+    "NAME",
+)
 ADDRESSES = Kind(
     "IPv4:PORT or [IPv6]:PORT, with an address, not a name, and a port of 0 to 65535",
     (str,),
@@ -227,6 +234,14 @@ class Config:
         DIRECTORY,
         Path("var"),
         "data directory: the server's key, the saved time-outs",
+        reload=False,
+        flag=True,
+    )
+
+    user: str = _option(
+        USER,
+        "",
+        "user to become once ports and maps are open; from then on without any capability",
         reload=False,
         flag=True,
     )

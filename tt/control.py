@@ -80,12 +80,19 @@ class Control:
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
+    def tick(self) -> None:
+        """About once a second: take clients again, after a pause for want of descriptors."""
+        self._server.watch(self._listener.fileno(), self._accept)
+
     # ---- clients ----------------------------------------------------------------------------------------------------
 
     def _accept(self, _readable: bool, _writable: bool) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # gone again, or no descriptor: the next turn tries again
+        except BlockingIOError:  # gone again
+            return
+        except OSError:  # no descriptor: until the next tick nobody is asked for, or the loop would spin
+            self._server.unwatch(self._listener.fileno())
             return
         connection.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:

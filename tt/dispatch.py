@@ -16,9 +16,11 @@ from tt.noise import NoiseError, StaticKey, Transport, consume_hello, create_wel
 
 SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
+SLICE = 256  # requests that are answered before the loop serves others
 
 _PING = b"\0"  # the flags byte alone
 _PING_HEADER = wire.header(wire.DATA, len(_PING) + wire.TAG)
+_DONE = object()
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -101,25 +103,16 @@ class Session:
         self._closing = True
         self._connection.close(reason)
 
-    def receive(self, frames: list[bytes]) -> bytes | None:
-        """Answer whole DATA frames, in their order; the frames to send back."""
+    def receive(self, frames: list[bytes]) -> bytes | Iterator[bytes] | None:
+        """Answer whole DATA frames, in their order: the frames to send back.
+
+        Work of more than a slice comes as an iterator, so that the loop serves others between its parts.
+        """
         answers: list[bytes] = []
-        try:
-            for frame in frames:
-                if self._closing:
-                    break
-                body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
-                if body is None:
-                    continue
-                if body:
-                    compress = self.logged_in  # the reply to login itself still has no flags
-                    for answer in _bodies(self._answer(body)):
-                        answers += self._sealed(answer, compress=compress)
-                else:
-                    answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
-        except (NoiseError, wire.Tampered):
-            self.close("tampered")
-        return b"".join(answers) or None
+        work = self._work(frames, answers)
+        if next(work, _DONE) is _DONE:
+            return b"".join(answers) or None
+        return _parts(work, answers)
 
     def closed(self, reason: str) -> None:
         """The loop's word that the connection has ended."""
@@ -129,17 +122,41 @@ class Session:
             head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
             yield head + self._transport.seal(head, plaintext)
 
-    def _answer(self, body: bytes) -> list[wire.Reply]:
-        requests = wire.decode_requests(body)
-        most = len(requests) if self.logged_in else MAX_REQUESTS_BEFORE_LOGIN
-        replies: list[wire.Reply] = []
-        for request in requests[:most]:
-            if self._closing:
-                break
-            replies.append(self._reply(request))
+    def _work(self, frames: list[bytes], answers: list[bytes]) -> Iterator[None]:
+        """Appends the answers; stops where a slice of work is done and more is to do."""
+        left = SLICE
+        try:
+            for frame in frames:
+                if self._closing:
+                    return
+                if left <= 0:
+                    yield
+                    left = SLICE
+                body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
+                if body:
+                    requests = wire.decode_requests(body)
+                    left -= len(requests)
+                    yield from self._answer(requests, answers)
+                elif body is not None:
+                    answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
+        except (NoiseError, wire.Tampered):
+            self.close("tampered")
+
+    def _answer(self, requests: list[wire.Request | wire.Malformed], answers: list[bytes]) -> Iterator[None]:
+        compress = self.logged_in  # the reply to login itself still has no flags
+        most = len(requests) if compress else MAX_REQUESTS_BEFORE_LOGIN
+        for start in range(0, min(len(requests), most), SLICE):
+            if start:
+                yield
+            replies: list[wire.Reply] = []
+            for request in requests[start : min(start + SLICE, most)]:
+                if self._closing:
+                    break
+                replies.append(self._reply(request))
+            for body in _bodies(replies):
+                answers += self._sealed(body, compress=compress)
         if len(requests) > most:
             self.close("too_long")
-        return replies
 
     def _reply(self, request: wire.Request | wire.Malformed) -> wire.Reply:
         if isinstance(request, wire.Malformed):
@@ -155,6 +172,17 @@ class Session:
             # The text of the second quotes the peer's bytes.
             reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             return wire.Reply(request.id, wire.ReplyError("malformed", reason))
+
+
+def _parts(work: Iterator[None], answers: list[bytes]) -> Iterator[bytes]:
+    """The answers of one slice after the other."""
+    done = None
+    while done is not _DONE:
+        part = b"".join(answers)
+        answers.clear()
+        yield part
+        done = next(work, _DONE)
+    yield b"".join(answers)
 
 
 def _bodies(replies: list[wire.Reply]) -> Iterator[bytes]:

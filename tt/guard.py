@@ -16,7 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from tt import log, sources, spoke, timeouts
-from tt._core import REASON_CODES, TimedOut, TimeoutTable, source_text
+from tt._core import REASON_CODES, Networks, TimedOut, TimeoutTable, source_text
 from tt.config import Config
 from tt.kernel_gate import KernelGate
 
@@ -59,9 +59,10 @@ class Guard:
     def configure(self, settings: Config, gateways: tuple[sources.Network, ...]) -> None:
         """Take a new configuration."""
         self.settings = settings
-        self._gateways = gateways
         self._limiter.per_second = settings.log_timeouts_per_second
         self.exempt = sources.resolve(settings.exempt, gateways)
+        prefix = settings.ipv6_prefix
+        self._own = {"loopback": Networks(sources.LOOPBACK, prefix), "gateways": Networks(gateways, prefix)}
         self._lift_exempt()
 
     # ---- what the loop tells ----------------------------------------------------------------------------------------
@@ -127,8 +128,8 @@ class Guard:
         """Locking out one's own monitor or gateway is what costs operators weeks: said once, with the remedy."""
         if not timed_out.end or timed_out.source in self._warned:
             return
-        for word, networks in (("loopback", sources.LOOPBACK), ("gateways", self._gateways)):
-            if sources.holds(networks, timed_out.source):
+        for word, networks in self._own.items():
+            if networks.touches(timed_out.source):
                 self._warned.add(timed_out.source)
                 remedy = f"tt bans remove {timed_out.source}; or serve with --exempt {word}"
                 words = f"timed out an address of {word}: everybody behind it waits"
@@ -146,17 +147,15 @@ class Guard:
 
     def _lift_exempt(self) -> None:
         """Who is exempt now, and was timed out before, need not wait for his end."""
-        if not self.exempt:
-            return
-        for record in self._table.entries(time.monotonic_ns()):
-            if sources.holds(self.exempt, record.source) and self.lift(record.source):
-                log.event(logging.INFO, "time-out lifted, the source is exempt now", source=record.source)
+        networks = Networks(self.exempt, self.settings.ipv6_prefix)
+        lifted = [source for source in self._table.within(networks, time.monotonic_ns()) if self.lift(source)]
+        if lifted:
+            words = "time-outs lifted of sources that are exempt now"
+            log.event(logging.INFO, words, count=len(lifted), first=", ".join(lifted[:10]))
 
     def close(self) -> bool:
-        """At a clean stop: save, and leave nothing of ours in the kernel map.  False: not saved."""
+        """At a clean stop: save.  False: that failed."""
         self._save_now()
-        if self.gate is not None:
-            self.gate.close()
         return not self._changed
 
     def _load(self) -> None:

@@ -59,6 +59,7 @@ class BlockMap:
     ipv6_prefix: int
     held: dict[bytes, bytes] = field(default_factory=dict)  # key to value: written here, or adopted at the start
     adopted: set[bytes] = field(default_factory=set)  # those of `held` that somebody else wrote
+    stale: dict[bytes, bytes] = field(default_factory=dict)  # key to value: to be removed, but the kernel did not
     missing: dict[bytes, int] = field(default_factory=dict)  # key to end: running, but not in the map
     errors: dict[str, int] = field(default_factory=dict)  # by errno's name
     complained: float = float("-inf")  # when the log last heard of this map, s
@@ -154,17 +155,17 @@ class KernelGate:
         """At the start: adopt what runs, remove what has ended or is exempt, write what only the table knows."""
         for block_map in self.maps:
             counts = {"adopted": 0, "ended": 0, "exempt": 0, "preloaded": 0}
-            remove: list[bytes] = []
+            remove: dict[bytes, bytes] = {}
             for key, value in list(_entries(block_map)):
                 end, source = block_map.end(value, now), block_map.source(key)
                 if end is not None and end <= now:
                     counts["ended"] += 1
-                    remove.append(key)
+                    remove[key] = value
                 elif end is None or source is None:
                     counts["preloaded"] += 1
                 elif sources.holds(exempt, source):
                     counts["exempt"] += 1
-                    remove.append(key)
+                    remove[key] = value
                 else:
                     counts["adopted"] += 1
                     block_map.held[key] = value
@@ -199,6 +200,8 @@ class KernelGate:
         """About once a second: some of what is missing is tried again, the longest untried first."""
         now = time.monotonic_ns()
         for block_map in self.maps:
+            stale, block_map.stale = block_map.stale, {}
+            _delete(block_map, {key: value for key, value in stale.items() if _lookup(block_map, key) == value})
             again = dict(islice(block_map.missing.items(), RETRIES))
             if again:
                 _update(block_map, again, now)
@@ -321,6 +324,7 @@ def _forget(block_map: BlockMap, key: bytes) -> bytes | None:
     """No more a word of this key; the value that was held."""
     block_map.adopted.discard(key)
     block_map.missing.pop(key, None)
+    block_map.stale.pop(key, None)
     return block_map.held.pop(key, None)
 
 
@@ -336,7 +340,7 @@ def _write_some(block_map: BlockMap, keys: list[bytes], values: list[bytes]) -> 
 
 def _remove_ours(block_map: BlockMap, keys: Iterable[bytes], now: int) -> None:
     """Removes entries that still hold what was written here, or have ended; another's or the operator's stay."""
-    remove: list[bytes] = []
+    remove: dict[bytes, bytes] = {}
     for key in keys:
         ours = _forget(block_map, key)
         value = _lookup(block_map, key)
@@ -344,15 +348,18 @@ def _remove_ours(block_map: BlockMap, keys: Iterable[bytes], now: int) -> None:
             continue
         end = block_map.end(value, now)
         if value == ours or (end is not None and end <= now):
-            remove.append(key)
+            remove[key] = value
     _delete(block_map, remove)
 
 
-def _delete(block_map: BlockMap, keys: list[bytes]) -> None:
+def _delete(block_map: BlockMap, entries: Mapping[bytes, bytes]) -> None:
+    """Removes entries; what the kernel does not remove is `stale`, and tried again while it holds that value."""
+    keys = list(entries)
     while keys:
         done, error = _delete_some(block_map, keys)
         if error and error != errno.ENOENT:  # ENOENT: that one is gone already
             _complain(block_map, error, 1)
+            block_map.stale[keys[done]] = entries[keys[done]]
         keys = keys[done + 1 :]  # a batch resumes behind the entry it stopped at
 
 

@@ -22,12 +22,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tt import __version__, config, keys, known_servers, log, sources
+from tt import __version__, config, keys, known_servers, log, privileges, sources
 from tt._core import Server, TimeoutTable
 from tt.control import Control, ControlError
 from tt.dispatch import Dispatcher
 from tt.guard import Guard
 from tt.kernel_gate import GateError, KernelGate
+from tt.privileges import PrivilegesError
 
 PROCESS_NAME = b"TapeTrackServer"  # 15 bytes: all that the kernel keeps as a thread's name
 SPARE_DESCRIPTORS = 256  # for all that is no client: listeners, files, the log, threads
@@ -56,7 +57,7 @@ def main(settings: config.Config) -> int:
     try:
         with ExitStack() as ends:
             return 0 if _serve(settings, ends) else 1
-    except (StartError, keys.KeyFileError, GateError, ControlError) as error:
+    except (StartError, keys.KeyFileError, GateError, ControlError, PrivilegesError) as error:
         # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
         os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
@@ -67,37 +68,46 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     sys.setswitchinterval(SWITCH_INTERVAL)
     handler = log.start(settings.log_format, limit=settings.log_buffer)
     ends.callback(handler.close)
+    user = privileges.find(settings.user)
     places = _places(settings.max_connections)
     gateways = _gateways(settings)
     gate = _gate(settings)
+    if gate is not None:
+        ends.callback(gate.close)
     listeners = open_listeners(settings, gate)
     for listener in listeners:
         ends.callback(listener.close)
+    addresses = [listener.getsockname() for listener in listeners]
     data = _data_directory(settings.data)
-    ends.callback(os.close, _lock(data))
-    key, created = keys.create_or_load(data)
+    privileges.hand_over(data, user)
+    with privileges.acting_as(user):
+        _check_writable(data)
+        ends.callback(os.close, _lock(data))
+        key, created = keys.create_or_load(data)
     if created:
         log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
     _name_process()
     try:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         guard = Guard(settings, table, data / "timeouts", gateways, handler)
-        guard.restore(gate)
         application = Application(settings, Dispatcher([key], {}), guard)
-        addresses = [listener.getsockname() for listener in listeners]
         server = Server(
             [listener.detach() for listener in listeners], places, table, application, settings,
             exempt=guard.exempt, signals=SIGNALS,
         )  # fmt: skip
+        _enter_known_servers(addresses, key.public)  # of who started it
+        privileges.drop(user, [one.map for one in gate.maps] if gate else [])
+        guard.restore(gate)
     except MemoryError as error:
         raise StartError(
             f"not enough memory for {places} connections and 2 x {settings.table_size} timed-out sources: "
             "lower max_connections or --table-size"
         ) from error
     application.serve(server)
-    control = Control(data / config.CONTROL_SOCKET, server, table, guard)
+    application.control = control = Control(data / config.CONTROL_SOCKET, server, table, guard)
     ends.callback(control.close)
-    _enter_known_servers(addresses, key.public)
+    privileges.warn_of_root()
+    _warn_of_no_reload(settings)
     _say_started(addresses, key.public, settings, places)
     handler.flush()
     server.run()
@@ -113,6 +123,7 @@ class Application:
         self._settings = settings
         self._guard = guard
         self._server: Server
+        self.control: Control | None = None
         self.hello = dispatcher.hello
         self.turn = guard.turn
         self.failed = guard.failed
@@ -126,6 +137,8 @@ class Application:
     def tick(self) -> None:
         """About once a second."""
         self._guard.tick()
+        if self.control is not None:
+            self.control.tick()
 
     def signal(self, number: int) -> None:
         """SIGHUP: read the configuration again; else stop."""
@@ -183,9 +196,24 @@ def _data_directory(path: Path) -> Path:
         raise StartError(f"data directory {path}: not a directory: {remedy}") from None
     except OSError as error:
         _refuse(f"data directory {path}", error, remedy)
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StartError(f"data directory {path}: not writable: give it to this user, or {remedy}")
     return path
+
+
+def _check_writable(data: Path) -> None:
+    """For who this process is just now."""
+    if not os.access(data, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise StartError(
+            f"data directory {data}: not writable: give it to this user, or "
+            "name a directory that can be made or written, with --data"
+        )
+
+
+def _warn_of_no_reload(settings: config.Config) -> None:
+    """Who was root when the configuration was read may not read it again."""
+    path = settings.sources.path
+    if path is not None and not os.access(path, os.R_OK):
+        remedy = "let the user of --user read it, and enter its folder"
+        log.event(logging.WARNING, "a SIGHUP cannot read the configuration again", file=str(path), remedy=remedy)
 
 
 def _lock(data: Path) -> int:

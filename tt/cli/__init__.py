@@ -21,6 +21,7 @@ GROUPS = {
     "known": "tt.cli.known",
     "bans": "tt.cli.bans",
     "status": "tt.cli.status",
+    "bpf": "tt.cli.bpf",
 }
 
 

@@ -1,0 +1,514 @@
+/* load: one generator of clients for our server and for its peers, so that both sides of a comparison meet the same.
+ *
+ *   load WORK PROTOCOL ADDRESS PORT [NAME=VALUE...]      `load` alone lists the works and the names
+ *
+ * One thread, one edge-triggered epoll; a unit of work is a connection (drop, junk, handshake) or a reply (request).
+ * Closed loop by default: `connections` at a time, each asked for the next as it is done.  With rate= it is an open
+ * loop: latency then counts from when a unit was due, so that a server that stalls is not spared what it delayed.
+ * Rules: one line of JSON on stdout, and only when all went as it must; anything unexpected ends it with exit code 2.
+ * The server's CPU time is that of all threads of process pid=, read from its clock as the counting begins and ends.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "noise.h"
+
+enum work { DROP, JUNK, HANDSHAKE, REQUEST };
+enum protocol { PLAIN, TT, TLS };
+enum phase { FREE, CONNECTING, GREETING, SERVING, ENDING };
+enum { EVENTS = 256, IN = 16384, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 16384, MOST_REQUEST = 256 };
+static const uint64_t SECOND = 1000000000u;
+static const char *const WORKS[] = {"drop", "junk", "handshake", "request"};
+static const char *const PROTOCOLS[] = {"plain", "tt", "tls"};
+
+static struct {
+    enum work work;
+    enum protocol protocol;
+    struct sockaddr_in server;
+    uint32_t connections, outstanding, sources, source_base;
+    uint64_t count, warmup, rate; /* units, units, a second */
+    uint64_t time, give_up, deadline; /* ns */
+    pid_t pid;
+    char request[MOST_REQUEST];
+    size_t request_size, reply_size; /* bytes */
+} opt = {.connections = 50, .outstanding = 1, .sources = 1, .source_base = 0x7f010000, .count = 10000,
+         .deadline = 600000000000u, .request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"};
+
+struct peer {
+    int fd;
+    enum phase phase;
+    uint64_t begun;                     /* ns: when its connection was due */
+    uint64_t sent_at[MOST_OUTSTANDING]; /* ns, a ring: what is outstanding, oldest first */
+    uint32_t oldest, waiting;
+    SSL *tls;
+    struct tt_transport transport;
+    size_t have; /* bytes in `in`; only counted for TLS */
+    struct peer *next_free, *older, *newer; /* among those in use, in the order of `begun` */
+    uint8_t in[IN];
+};
+
+static struct peer peers[MOST_CONNECTIONS], *unused, *oldest, *newest;
+static int epoll;
+static SSL_CTX *tls_context;
+static uint32_t in_use;
+static uint64_t opened, next_due, started, units, server_cpu, own_cpu;
+static clockid_t server_clock;
+static struct { uint64_t resets, ends, unanswered; } ended;
+enum { SUB = 64, BUCKETS = 60 * SUB };
+static uint64_t buckets[BUCKETS], slowest;
+
+static void die(const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    fputs("load: ", stderr);
+    vfprintf(stderr, format, list);
+    fputc('\n', stderr);
+    va_end(list);
+    exit(2);
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec t;
+    if (clock_gettime(clock, &t) < 0)
+        die("the clock of the server's process: %s: is pid=%d alive?", strerror(errno), (int)opt.pid);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+/* ---- what is measured ------------------------------------------------------------------------------------------ */
+
+static void begin_counting(void)
+{
+    units = slowest = 0;
+    memset(&ended, 0, sizeof ended);
+    memset(buckets, 0, sizeof buckets);
+    server_cpu = opt.pid ? clock_ns(server_clock) : 0;
+    own_cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+    started = now_ns();
+}
+
+/* 64 buckets to each power of two: a percentile is right within 1.6 %. */
+static void note(uint64_t latency)
+{
+    int shift = latency < SUB ? 0 : 63 - __builtin_clzll(latency) - 6;
+    buckets[latency < SUB ? latency : (uint64_t)(shift + 1) * SUB + (latency >> shift) - SUB]++;
+    if (latency > slowest)
+        slowest = latency;
+}
+
+static double percentile(double part)
+{
+    uint64_t seen = 0, wanted = (uint64_t)(part * (double)units);
+    for (uint64_t i = 0; i < BUCKETS; i++) {
+        seen += buckets[i];
+        if (seen > wanted)
+            return i < SUB ? (double)i : (double)((i % SUB + SUB) << (i / SUB - 1));
+    }
+    return (double)slowest;
+}
+
+static void print_result(void)
+{
+    double seconds = (double)(now_ns() - started) / (double)SECOND;
+    double cpu = opt.pid ? (double)(clock_ns(server_clock) - server_cpu) : 0;
+    double own = (double)(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - own_cpu);
+    printf("{\"units\": %lu, \"seconds\": %.6f, \"rate\": %.1f, \"server_ns\": %.1f, \"server_busy\": %.3f, "
+           "\"generator_ns\": %.1f, \"generator_busy\": %.3f, \"p50_ns\": %.0f, \"p90_ns\": %.0f, \"p99_ns\": %.0f, \"p999_ns\": %.0f, "
+           "\"max_ns\": %lu, \"resets\": %lu, \"ends\": %lu, \"unanswered\": %lu}\n",
+           units, seconds, (double)units / seconds, cpu / (double)units, cpu / seconds / (double)SECOND,
+           own / (double)units, own / seconds / (double)SECOND, percentile(.5), percentile(.9), percentile(.99), percentile(.999), slowest,
+           ended.resets, ended.ends, ended.unanswered);
+}
+
+/* ---- a connection ---------------------------------------------------------------------------------------------- */
+
+static void send_all(struct peer *p, const void *data, size_t size)
+{
+    ssize_t sent = p->tls ? SSL_write(p->tls, data, (int)size) : send(p->fd, data, size, MSG_NOSIGNAL);
+    if (sent != (ssize_t)size)
+        die("sent %zd of %zu bytes: %s", sent, size, strerror(errno));
+}
+
+/* The n-th source: an odd step through a power of two comes to each once, and neighbours in time are none in place. */
+static uint32_t source_of(uint64_t n) { return opt.source_base + (uint32_t)(n * 40503u % opt.sources); }
+
+static void open_peer(uint64_t due)
+{
+    struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(source_of(opened++))};
+    struct peer *p = unused;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = p};
+    int on = 1;
+    unused = p->next_free;
+    p->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    p->phase = CONNECTING;
+    p->begun = due;
+    p->have = p->oldest = p->waiting = 0;
+    p->older = newest;
+    p->newer = NULL;
+    *(newest ? &newest->newer : &oldest) = p;
+    newest = p;
+    in_use++;
+    if (p->fd < 0 || setsockopt(p->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0 ||
+        setsockopt(p->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0 ||
+        bind(p->fd, (struct sockaddr *)&source, sizeof source) < 0)
+        die("a socket for %s: %s", inet_ntoa(source.sin_addr), strerror(errno));
+    if (connect(p->fd, (struct sockaddr *)&opt.server, sizeof opt.server) < 0 && errno != EINPROGRESS)
+        die("connect from %s: %s", inet_ntoa(source.sin_addr), strerror(errno));
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, p->fd, &event) < 0)
+        die("epoll_ctl: %s", strerror(errno));
+}
+
+static void close_peer(struct peer *p)
+{
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    *(p->older ? &p->older->newer : &oldest) = p->newer;
+    *(p->newer ? &p->newer->older : &newest) = p->older;
+    if (p->tls)
+        SSL_free(p->tls);
+    p->tls = NULL;
+    tt_close(&p->transport);
+    setsockopt(p->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset); /* no TIME_WAIT, whoever ended first */
+    close(p->fd);
+    p->phase = FREE;
+    p->next_free = unused;
+    unused = p;
+    in_use--;
+}
+
+static void unit_done(uint64_t since, uint64_t now)
+{
+    units++;
+    note(now - since);
+    if (opt.warmup && units == opt.warmup) {
+        opt.warmup = 0;
+        begin_counting();
+    }
+}
+
+static void peer_ended(struct peer *p, uint64_t now, bool was_reset)
+{
+    if (opt.work == REQUEST || (opt.work == HANDSHAKE && p->phase != ENDING))
+        die("the server ended a connection in phase %d: %s", p->phase, was_reset ? "reset" : "end of stream");
+    *(was_reset ? &ended.resets : &ended.ends) += 1;
+    uint64_t since = p->begun;
+    close_peer(p);
+    unit_done(since, now);
+}
+
+/* ---- what it says ---------------------------------------------------------------------------------------------- */
+
+static void ask(struct peer *p, uint32_t count, uint64_t now)
+{
+    uint8_t out[MOST_OUTSTANDING * MOST_REQUEST];
+    const size_t each = opt.protocol == TT ? TT_PING : opt.request_size;
+    for (uint32_t i = 0; i < count; i++) {
+        if (opt.protocol == TT)
+            tt_seal_ping(&p->transport, out + i * each);
+        else
+            memcpy(out + i * each, opt.request, each);
+        p->sent_at[(p->oldest + p->waiting++) % MOST_OUTSTANDING] = now;
+    }
+    send_all(p, out, count * each);
+}
+
+static void greeted(struct peer *p, uint64_t now)
+{
+    p->have = 0;
+    if (opt.work == HANDSHAKE) {
+        p->phase = ENDING;
+        shutdown(p->fd, SHUT_WR); /* the server has worked through all we said when its own end comes */
+        return;
+    }
+    p->phase = SERVING;
+    ask(p, opt.outstanding, now);
+}
+
+static void connected(struct peer *p)
+{
+    size_t size;
+    if (opt.work == DROP || opt.work == JUNK) {
+        p->phase = ENDING;
+        /* A server that drops may have done so already. */
+        if (opt.work == JUNK && send(p->fd, opt.request, opt.request_size, MSG_NOSIGNAL) < 0 && errno != ECONNRESET &&
+            errno != EPIPE)
+            die("send: %s", strerror(errno));
+        return;
+    }
+    p->phase = GREETING;
+    if (opt.protocol == TLS) {
+        p->tls = SSL_new(tls_context);
+        if (!p->tls || !SSL_set_fd(p->tls, p->fd))
+            die("SSL_new failed");
+        SSL_set_connect_state(p->tls);
+    } else {
+        const uint8_t *hello = tt_hello(&size);
+        send_all(p, hello, size);
+    }
+}
+
+/* ---- what it hears --------------------------------------------------------------------------------------------- */
+
+/* The replies that `size` more bytes complete are counted, and as many requests are sent again, in one write. */
+static void replies(struct peer *p, uint64_t now)
+{
+    const size_t each = opt.protocol == TT ? TT_PING : opt.reply_size;
+    const uint32_t count = (uint32_t)(p->have / each);
+    if (count > p->waiting)
+        die("%u replies to %u requests", count, p->waiting);
+    for (uint32_t i = 0; i < count; i++) {
+        if (opt.protocol == TT && !tt_open_ping(&p->transport, p->in + i * each))
+            die("a reply is no answer to a ping");
+        unit_done(p->sent_at[p->oldest], now);
+        p->oldest = (p->oldest + 1) % MOST_OUTSTANDING;
+        p->waiting--;
+    }
+    p->have -= count * each;
+    if (opt.protocol == TT)
+        memmove(p->in, p->in + count * each, p->have);
+    if (count)
+        ask(p, count, now);
+}
+
+static void welcome(struct peer *p, uint64_t now)
+{
+    size_t size = p->have < TT_HEADER ? 0 : TT_HEADER + (size_t)(p->in[6] << 8 | p->in[7]);
+    if (p->have < TT_HEADER || p->have < size)
+        return;
+    if (p->have != size || memcmp(p->in, "TT\1\2\0\0", 6) != 0 ||
+        !tt_welcome(&p->transport, p->in + TT_HEADER, size - TT_HEADER))
+        die("what came instead of a WELCOME begins with %02x %02x %02x %02x", p->in[0], p->in[1], p->in[2], p->in[3]);
+    greeted(p, now);
+}
+
+/* False: nothing more to be read now, or the connection has ended. */
+static bool read_tls(struct peer *p, uint64_t now)
+{
+    int n;
+    if (p->phase == GREETING) {
+        n = SSL_do_handshake(p->tls);
+        if (n == 1)
+            greeted(p, now);
+    } else {
+        n = SSL_read(p->tls, p->in, IN);
+        if (n > 0 && p->phase == SERVING) {
+            p->have += (size_t)n;
+            replies(p, now);
+        }
+    }
+    if (n > 0)
+        return true;
+    switch (SSL_get_error(p->tls, n)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE:
+        return false;
+    case SSL_ERROR_ZERO_RETURN:
+        peer_ended(p, now, false);
+        return false;
+    default: /* after the handshake an end without close_notify is one too */
+        if (p->phase == GREETING)
+            die("TLS handshake: %s", ERR_reason_error_string(ERR_peek_error()));
+        ERR_clear_error();
+        peer_ended(p, now, errno == ECONNRESET);
+        return false;
+    }
+}
+
+static bool read_plain(struct peer *p, uint64_t now)
+{
+    ssize_t n = recv(p->fd, p->in + p->have, IN - p->have, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return errno == EINTR;
+    if (n <= 0) {
+        peer_ended(p, now, n < 0);
+        return false;
+    }
+    size_t room = IN - p->have;
+    p->have += (size_t)n;
+    if (p->phase == GREETING)
+        welcome(p, now);
+    else if (p->phase == SERVING)
+        replies(p, now);
+    else
+        p->have = 0;
+    return (size_t)n == room; /* a short read: the socket is empty, and new bytes make a new edge */
+}
+
+static void take_event(struct peer *p, uint32_t events, uint64_t now)
+{
+    if (p->phase == FREE)
+        return;
+    if (p->phase == CONNECTING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+        connected(p);
+    if (p->tls && p->phase != FREE)
+        while (p->phase != ENDING ? read_tls(p, now) : read_plain(p, now))
+            ;
+    else if (p->phase != CONNECTING && events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
+        while (read_plain(p, now))
+            ;
+        if (p->phase != FREE && events & EPOLLRDHUP) /* its end lies behind the bytes of a short read */
+            read_plain(p, now);
+    }
+}
+
+/* ---- the loop -------------------------------------------------------------------------------------------------- */
+
+static void open_due(uint64_t now)
+{
+    if (!opt.rate) {
+        while (in_use < opt.connections)
+            open_peer(now);
+        return;
+    }
+    for (; next_due <= now && in_use < opt.connections; next_due += SECOND / opt.rate)
+        open_peer(next_due);
+}
+
+static void give_up(uint64_t now)
+{
+    while (opt.give_up && oldest && now - oldest->begun >= opt.give_up) {
+        ended.unanswered++;
+        uint64_t since = oldest->begun;
+        close_peer(oldest);
+        unit_done(since, now);
+    }
+}
+
+static void run(void)
+{
+    struct epoll_event events[EVENTS];
+    uint64_t now = now_ns();
+    const uint64_t until = now + opt.deadline;
+    next_due = now;
+    while (opt.warmup || (opt.time ? now < started + opt.time : units < opt.count)) {
+        open_due(now);
+        int n = epoll_wait(epoll, events, EVENTS, opt.rate ? 1 : 1000);
+        now = now_ns();
+        if (now > until)
+            die("only %lu of %lu units in %lu s%s", units, opt.count, opt.deadline / SECOND,
+                opt.warmup ? ", and these were warming up" : "");
+        for (int i = 0; i < n; i++)
+            take_event(events[i].data.ptr, events[i].events, now);
+        give_up(now);
+    }
+}
+
+/* ---- options --------------------------------------------------------------------------------------------------- */
+
+static int choose(const char *word, const char *const *words, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(word, words[i]) == 0)
+            return i;
+    die("%s: no such word here; `load` alone lists them", word);
+    return -1;
+}
+
+static void take_key(const char *hex)
+{
+    uint8_t key[TT_KEY];
+    for (int i = 0; i < TT_KEY; i++)
+        if (sscanf(hex + 2 * i, "%2hhx", &key[i]) != 1)
+            die("key=%s: a public key has %d hexadecimal digits", hex, 2 * TT_KEY);
+    tt_prepare(key);
+}
+
+static void take_option(char *option)
+{
+    char *value = strchr(option, '=');
+    if (!value)
+        die("%s: options are NAME=VALUE", option);
+    *value++ = 0;
+    const uint64_t number = strtoull(value, NULL, 10);
+    struct in_addr address;
+    if (strcmp(option, "connections") == 0 && number >= 1 && number <= MOST_CONNECTIONS)
+        opt.connections = (uint32_t)number;
+    else if (strcmp(option, "outstanding") == 0 && number >= 1 && number <= MOST_OUTSTANDING)
+        opt.outstanding = (uint32_t)number;
+    else if (strcmp(option, "count") == 0 && number >= 1)
+        opt.count = number;
+    else if (strcmp(option, "seconds") == 0 && number >= 1)
+        opt.time = number * SECOND;
+    else if (strcmp(option, "warmup") == 0)
+        opt.warmup = number;
+    else if (strcmp(option, "rate") == 0 && number >= 1 && number <= SECOND)
+        opt.rate = number;
+    else if (strcmp(option, "sources") == 0 && number >= 1 && number <= 1 << 22)
+        opt.sources = (uint32_t)number;
+    else if (strcmp(option, "from") == 0 && inet_pton(AF_INET, value, &address) == 1)
+        opt.source_base = ntohl(address.s_addr);
+    else if (strcmp(option, "give_up") == 0)
+        opt.give_up = number * 1000000u;
+    else if (strcmp(option, "deadline") == 0 && number >= 1)
+        opt.deadline = number * SECOND;
+    else if (strcmp(option, "pid") == 0 && number >= 1)
+        opt.pid = (pid_t)number;
+    else if (strcmp(option, "reply") == 0 && number >= 1 && number < IN)
+        opt.reply_size = number;
+    else if (strcmp(option, "request") == 0 && strlen(value) < MOST_REQUEST)
+        strcpy(opt.request, value);
+    else if (strcmp(option, "key") == 0)
+        take_key(value);
+    else
+        die("%s=%s: no such option, or its value is out of range", option, value);
+}
+
+static void prepare(char **argv)
+{
+    opt.work = (enum work)choose(argv[1], WORKS, sizeof WORKS / sizeof *WORKS);
+    opt.protocol = (enum protocol)choose(argv[2], PROTOCOLS, sizeof PROTOCOLS / sizeof *PROTOCOLS);
+    opt.server.sin_family = AF_INET;
+    opt.server.sin_port = htons((uint16_t)atoi(argv[4]));
+    if (inet_pton(AF_INET, argv[3], &opt.server.sin_addr) != 1)
+        die("%s: not an IPv4 address", argv[3]);
+    for (char **option = argv + 5; *option; option++)
+        take_option(*option);
+    opt.request_size = strlen(opt.request);
+    if (opt.pid && clock_getcpuclockid(opt.pid, &server_clock) != 0)
+        die("pid=%d: no such process", (int)opt.pid);
+    if (opt.work == REQUEST && opt.protocol != TT && !opt.reply_size)
+        die("request %s needs reply=: the bytes of a reply", argv[2]);
+    tls_context = SSL_CTX_new(TLS_client_method());
+    if (!tls_context || !SSL_CTX_set_min_proto_version(tls_context, TLS1_3_VERSION) ||
+        !SSL_CTX_set1_groups_list(tls_context, "X25519") ||
+        !SSL_CTX_set_ciphersuites(tls_context, "TLS_AES_256_GCM_SHA384"))
+        die("TLS 1.3 with X25519 and AES-256-GCM: OpenSSL has it not");
+    SSL_CTX_set_session_cache_mode(tls_context, SSL_SESS_CACHE_OFF); /* every handshake is a full one */
+    epoll = epoll_create1(0);
+    for (int i = MOST_CONNECTIONS - 1; i >= 0; i--) {
+        peers[i].next_free = unused;
+        unused = &peers[i];
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 5) {
+        fputs("usage: load drop|junk|handshake|request plain|tt|tls ADDRESS PORT [NAME=VALUE...]\n"
+              "  connections= outstanding= count= or seconds= warmup= (units) rate= (a second) sources= from= (first IPv4 source)\n"
+              "  give_up= (ms) deadline= (s) pid= (of the server) request= reply= (bytes of one) key= (hex)\n", stderr);
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    prepare(argv);
+    begin_counting();
+    run();
+    print_result();
+    return 0;
+}

@@ -1,0 +1,236 @@
+"""The servers that are measured: ours, the bare loop, and the peers with the configuration in bench/peers/.
+
+Each is one process on its own processor, listens on a free port of 127.0.0.1, logs nothing a request, and is gone,
+with its files, when its `with` block ends.  Rules: a peer that is not installed is NotMeasuredError; a server that does
+not start shows what it said.  It must not know what is measured.
+"""
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench import kit
+from tt import keys
+
+PATIENCE = 20.0  # s to start or to stop
+SOURCES = 65536  # timed-out sources: what our table holds by default
+# Blocks of 65,536 sources each, for kit.block().
+HOSTILE, HONEST, IDLE, OFFENDERS = range(4)
+PEERS = kit.ROOT / "bench/peers"
+DEPS = "run: make bench-deps"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A server process; its files are in `folder`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cpu = kit.SERVER_CPU
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"bench_{name}_"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None  # noqa: S101 - a fact for the type checker: asked inside the `with` block
+        return self._process.pid
+
+    def command(self) -> Sequence[object]:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Files that it needs before it starts."""
+
+    def ready(self) -> None:
+        """What it needs once it listens."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.prepare()
+            words = kit.command(*self.command(), cpu=self.cpu)
+            environment = os.environ | {"XDG_CONFIG_HOME": str(self.folder)}  # our server enters itself as known there
+            with (self.folder / "log").open("wb") as log:
+                self._process = subprocess.Popen(  # noqa: S603
+                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=kit.ROOT
+                )
+            self._await_port()
+            self.ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _await_port(self) -> None:
+        assert self._process is not None  # noqa: S101
+        end = time.monotonic() + PATIENCE
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1, ("127.255.0.1", 0)):
+                return
+            if self._process.poll() is not None or time.monotonic() > end:
+                said = (self.folder / "log").read_text(errors="replace").strip()
+                raise RuntimeError(f"{self.name} does not listen on port {self.port}: {said}")
+            time.sleep(0.02)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Ours(Process):
+    """`tt serve`, with all its defaults but the length of a time-out; `options` are added."""
+
+    def __init__(self, *options: object) -> None:
+        super().__init__("ours")
+        self.options = options
+        self.key = ""  # its public key, hexadecimal
+
+    def command(self) -> Sequence[object]:
+        listen = f"127.0.0.1:{self.port}"
+        fixed = ("--listen", listen, "--data", self.folder, "--timeout", "6h")
+        return (kit.ROOT / ".venv/bin/TapeTrackServer", *fixed, *self.options)
+
+    def prepare(self) -> None:
+        key, _ = keys.create_or_load(self.folder)
+        self.key = key.public.hex()
+
+    def ready(self) -> None:
+        """It listens before it has brought a kernel map in line, and connections wait meanwhile."""
+        end = time.monotonic() + PATIENCE
+        while " started " not in (self.folder / "log").read_text(errors="replace"):
+            if time.monotonic() > end:
+                raise RuntimeError(f"our server did not start within {PATIENCE:.0f} s")
+            time.sleep(0.02)
+
+    def time_out_hostile(self, sources: int = SOURCES) -> None:
+        """Time out so many sources from HOSTILE on, as everybody is: each sends an HTTP request."""
+        kit.load("junk", "plain", self.port, connections=64, block=HOSTILE, sources=sources, count=sources)
+
+
+class Bare(Process):
+    """bench/drop.c."""
+
+    def __init__(self) -> None:
+        super().__init__("drop")
+
+    def command(self) -> Sequence[object]:
+        return kit.program("drop"), "127.0.0.1", self.port
+
+
+class Peer(Process):
+    """A peer whose configuration is a file of bench/peers/, with {dir} and the ports filled in."""
+
+    configuration = ""
+
+    def __init__(self, name: str) -> None:
+        if shutil.which(name) is None:
+            raise kit.NotMeasuredError(f"{name} is not installed: {DEPS}")
+        super().__init__(name)
+        self.port2 = free_port()
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.configuration
+
+    def prepare(self) -> None:
+        text = (PEERS / self.configuration).read_text()
+        self.file.write_text(text.format(dir=self.folder, port=self.port, port2=self.port2))
+        certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
+        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+        subject = ("-subj", "/CN=bench", "-days", "30")
+        kit.output_of("openssl", "req", "-x509", *curve, "-nodes", "-keyout", key, "-out", certificate, *subject)
+        (self.folder / "both.pem").write_text(certificate.read_text() + key.read_text())
+
+
+class Nginx(Peer):
+    configuration = "nginx.conf"
+
+    def __init__(self) -> None:
+        super().__init__("nginx")
+
+    def command(self) -> Sequence[object]:
+        return "nginx", "-p", self.folder, "-c", self.file
+
+
+class Redis(Peer):
+    """Holds one key, `k`, with a value of 64 bytes."""
+
+    configuration = "redis.conf"
+    request = "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
+    reply = len("$64\r\n") + 64 + len("\r\n")
+
+    def __init__(self) -> None:
+        super().__init__("redis-server")
+
+    def command(self) -> Sequence[object]:
+        return "redis-server", self.file
+
+    def ready(self) -> None:
+        said = ask_tls(self.port, f"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$64\r\n{'x' * 64}\r\n", b"\r\n")
+        if said != b"+OK\r\n":
+            raise RuntimeError(f"redis-server answered SET with {said!r}")
+
+
+class Haproxy(Peer):
+    """`port` refuses the hostile sources in the clear; `port2` does so too and answers HTTP over TLS to others."""
+
+    configuration = "haproxy.cfg"
+    request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"
+
+    def __init__(self) -> None:
+        super().__init__("haproxy")
+
+    def command(self) -> Sequence[object]:
+        return "haproxy", "-db", "-f", self.file
+
+    def prepare(self) -> None:
+        super().prepare()
+        sources = (kit.source(HOSTILE, number) for number in range(SOURCES))
+        (self.folder / "sources").write_text("\n".join(sources) + "\n")
+
+    def reply(self) -> int:
+        """Bytes of its answer to `request`: always the same."""
+        return len(ask_tls(self.port2, self.request, b"\r\n\r\n"))
+
+
+def ask_tls(port: int, request: str, until: bytes) -> bytes:
+    """The answer to one request, up to and with `until`."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the certificate was made a moment ago, by the bench
+    with (
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+        context.wrap_socket(plain) as peer,
+    ):
+        peer.sendall(request.encode())
+        answer = b""
+        while not answer.endswith(until):
+            part = peer.recv(4096)
+            if not part:
+                raise RuntimeError(f"port {port} ended the connection after {answer!r}")
+            answer += part
+        return answer
