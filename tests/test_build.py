@@ -25,7 +25,7 @@ COMMANDS = ("tt", "TapeTrackServer", "TMSS10Ping")
 HOT = frozenset(
     {
         "accept_turn", "admit", "ask_handshake", "cannot_send", "condemn", "drain", "end", "expire_turn",
-        "finish", "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_sending", "is_touched",
+        "finish", "flush", "gate", "handshake_turn", "hello_arrived", "hold", "is_sending",
         "join_guests", "judge", "last_look", "leave_guests", "leave_hellos", "make_room", "may_read",
         "milliseconds_to_wait", "most_of_turn", "new_record", "overdue", "put", "read_turn", "refuse",
         "reject", "release_held", "release_output", "reset_guests", "say_end", "serve", "source_of",

@@ -126,11 +126,11 @@ class Guard:
 
     def _warn_of_own(self, timed_out: TimedOut) -> None:
         """Locking out one's own monitor or gateway is what costs operators weeks: said once, with the remedy."""
-        if not timed_out.end or timed_out.source in self._warned:
+        if not timed_out.end:
             return
         for word, networks in self._own.items():
-            if networks.touches(timed_out.source):
-                self._warned.add(timed_out.source)
+            if word not in self._warned and networks.touches(timed_out.source):
+                self._warned.add(word)
                 remedy = f"tt bans remove {timed_out.source}; or serve with --exempt {word}"
                 words = f"timed out an address of {word}: everybody behind it waits"
                 log.event(logging.WARNING, words, source=timed_out.source, remedy=remedy)
