@@ -10,11 +10,10 @@ BUILD = os.environ.get("TT_BUILD", "release")
 FLAVOURS = {
     # -g and the frame pointer cost nothing that could be measured and let `perf` name the loop's functions.
     "release": ["-O2", "-g", "-fno-omit-frame-pointer", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"],
-    "debug": ["-O0", "-g3", "-DTT_DEBUG=1"],
+    "debug": ["-O0", "-g3"],
     "asan": [
         "-O1",
         "-g",
-        "-DTT_DEBUG=1",
         "-fno-omit-frame-pointer",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
@@ -57,7 +57,7 @@ from source cimport (
     source_index, source_is_link_local, source_is_v4, source_key, source_mask,
 )
 from timeout_table cimport (
-    DAY, LONGEST, NEVER, entry_is_sane, slot_is_known, slot_save, table_add, table_clock, table_expire, table_find,
+    LONGEST, NEVER, entry_is_sane, slot_is_known, slot_save, table_add, table_clock, table_expire, table_find,
     table_free, table_init, table_next, table_remove, table_restore, timeout_entry, timeout_slot, timeout_table,
 )
 
