@@ -1,11 +1,15 @@
 """Fixtures that several test modules share."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from harness import Running
+
+# What runs the tests in the background may ignore Ctrl-C; programs that they start would inherit that and never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
