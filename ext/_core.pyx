@@ -43,7 +43,7 @@ from linux cimport (
 from model cimport (
     ACCEPT_PAUSE, DEAF, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
     DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, GUEST, HUNG_UP, LINK_GUEST, LINK_READY,
-    LISTENER, ON_TIME, OPEN_VERDICT, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
+    LISTENER, ON_TIME, OPEN_VERDICT, PARKED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
     STOP_DEADLINE, TICK, TURN_SHARE, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
 from names cimport (
@@ -62,6 +62,8 @@ from timeout_table cimport (
 )
 
 include "faces.pxi"
+
+cdef object NO_MORE = object()  # of an iterator that has ended
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ cdef bint make_room(loop* l) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef inline timeout_table* table_of(loop* l, source_key source) noexcept nogil:
-    return &l.tables[0 if source_is_v4(source) else 1]
+    return &l.tables[not source_is_v4(source)]
 
 
 cdef inline source_key source_of(loop* l, sockaddr_storage* address) noexcept nogil:
@@ -211,7 +213,7 @@ cdef void serve(loop* l, conn* c) noexcept nogil:
     if c.verdict != OPEN_VERDICT:
         finish(l, c, <tt_reason>c.verdict)
         return
-    if c.flags & WRITABLE and is_sending(c) and not write_turn(l, c):
+    if c.flags & WRITABLE and not c.flags & PARKED and is_sending(c) and not write_turn(l, c):
         return
     if c.state == S_CLOSING:
         drain(l, c)
@@ -349,12 +351,14 @@ cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n
     """Times out the source of the connection, and resets it."""
     cdef source_key source = c.source
     cdef record* r
-    cdef bint exempt = is_touched(source, l.ipv6_prefix, l.exempt, l.exempt_count)
+    cdef bint vouched, exempt = is_touched(source, l.ipv6_prefix, l.exempt, l.exempt_count)
     if exempt or l.limits.observe:
         r = new_record(l, source, reason)
         r.exempt = exempt
     else:
-        r = time_out(l, source, reason, l.limits.length[<int>reason], l.limits.hard[<int>reason])
+        vouched = reason == R_NOT_PROTOCOL and is_vouched_for(l, source)
+        r = time_out(l, source, reason, l.limits.vouched if vouched else l.limits.length[<int>reason],
+                     l.limits.hard[<int>reason] and not vouched)
     r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
     if n:
         memcpy(r.first, p, r.first_size)
@@ -362,6 +366,11 @@ cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n
     if r.end:
         reset_guests(l, source)
     return False
+
+
+cdef inline bint is_vouched_for(loop* l, source_key source) noexcept nogil:
+    """A good login came from there: a link that is clicked in an office does not cut the office off."""
+    return l.vouched != NULL and l.limits.vouched and table_find(&l.vouched[not source_is_v4(source)], source, l.now) != NULL
 
 
 cdef record* time_out(loop* l, source_key source, tt_reason reason, int64_t length, bint hard) noexcept nogil:
@@ -488,7 +497,7 @@ cdef inline bint is_timing_out(conn* c) noexcept nogil:
 
 
 cdef bint answer_with(loop* l, conn* c, object answer) except -1:
-    """bytes go out now; an iterator of bytes goes out part by part, as the socket takes them."""
+    """bytes go out now; an iterator of bytes goes out part by part, as the socket takes them; a None in it parks."""
     if isinstance(answer, bytes):
         return put(l, c, <const uint8_t*>PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
     Py_INCREF(answer)
@@ -498,7 +507,7 @@ cdef bint answer_with(loop* l, conn* c, object answer) except -1:
 
 cdef bint send_parts(loop* l, conn* c) noexcept with gil:
     """Parts of a long reply, until the socket takes no more, a turn's share has gone, or the reply is complete."""
-    cdef bytes part
+    cdef object part
     cdef uint64_t gone = 0
     cdef int64_t began = monotonic_ns()
     try:
@@ -506,13 +515,16 @@ cdef bint send_parts(loop* l, conn* c) noexcept with gil:
             if gone >= l.limits.read or monotonic_ns() - began > TURN_SHARE:
                 queue_ready(l, c)
                 break
-            part = next(<object>c.more, None)
+            part = next(<object>c.more, NO_MORE)
             if c.state == S_FREE:
                 return False
-            if part is None:
+            if part is NO_MORE:
                 release_more(c)
                 break
-            gone += PyBytes_GET_SIZE(part)
+            if part is None:
+                c.flags |= PARKED
+                break
+            gone += len(<bytes?>part)
             if not put(l, c, <const uint8_t*>PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part)):
                 return False
             if c.more == NULL:  # nobody reads it
@@ -598,12 +610,12 @@ cdef bint write_turn(loop* l, conn* c) noexcept nogil:
         if unsent(c):
             return True
     if c.more != NULL:
-        queue_due(l, c, c.due)  # the peer reads: its time starts anew
+        queue_due(l, c, c.due)  # the peer has read, or did not have to: its time starts anew
         if not send_parts(l, c):
             return False
     if c.state == S_CLOSING and not is_sending(c):
         say_end(l, c)
-    elif c.flags & READABLE:
+    elif c.flags & READABLE and not c.flags & PARKED:
         queue_ready(l, c)
     return True
 
@@ -743,7 +755,9 @@ cdef bint last_look(loop* l, conn* c) noexcept nogil:
 
 
 cdef void overdue(loop* l, conn* c) noexcept nogil:
-    if c.state == S_CLOSING:
+    if c.flags & PARKED:
+        queue_due(l, c, c.due)  # the peer waits for us
+    elif c.state == S_CLOSING:
         end(l, c, R_SLOW_READER, True)
     elif c.state == S_WAITING:
         if l.now - c.since >= l.limits.due[DUE_HELLO]:
@@ -929,6 +943,13 @@ cdef class Connection:
             c.verdict = <uint8_t>code
             queue_ready(&self.server.l, c)
 
+    def resume(self):
+        """What the parts of its reply waited for has come."""
+        cdef conn* c = self.find()
+        if c != NULL and c.flags & PARKED:
+            c.flags &= ~PARKED
+            queue_ready(&self.server.l, c)
+
     def log_in(self):
         """A user has logged in: longer frames, more time, and no part in what happens to strangers of the same source."""
         cdef conn* c = self.find()
@@ -953,10 +974,13 @@ cdef class Server:
         app.turn(added: list[TimedOut], ended: list[bytes])                         once a turn; packed sources
         app.tick()                                                                  about once a second
         app.signal(number: int), app.failed(error: BaseException)
+
+    An iterator goes out part by part, as the peer reads; where it gives None, Connection.resume() asks for the next one.
+    `vouched`: sources whose `not_protocol` is short and not doubled, since somebody there has logged in.
     """
 
     cdef loop l
-    cdef TimeoutTable table
+    cdef TimeoutTable table, vouched
     cdef object app
     cdef dict watchers
     cdef Networks exempt
@@ -965,7 +989,10 @@ cdef class Server:
     def __cinit__(self):
         self.l.epoll = self.signal_fd = -1
 
-    def __init__(self, listeners, uint32_t places, TimeoutTable table not None, app, config, *, exempt=(), signals=()):
+    def __init__(
+        self, listeners, uint32_t places, TimeoutTable table not None, app, config, *,
+        exempt=(), signals=(), TimeoutTable vouched=None,
+    ):
         cdef loop* l = &self.l
         cdef uint64_t k[2]
         cdef uint32_t i
@@ -973,6 +1000,8 @@ cdef class Server:
             raise RuntimeError("a Server is made once")
         self.table, self.app, self.watchers = table, app, {}
         l.app, l.server, l.tables, l.ipv6_prefix = <PyObject*>app, <PyObject*>self, table.families, table.ipv6_prefix
+        if vouched is not None:
+            self.vouched, l.vouched = vouched, vouched.families
         l.places = places
         l.count.states[<int>S_FREE] = places
         self.configure(config, exempt)
@@ -1103,6 +1132,7 @@ cdef class Server:
             new.hard[<int>code] = config.escalate and name in HARD_REASONS
             new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
         new.longest = int(config.timeout_max * 1e9)
+        new.vouched = int(config.timeout_vouched * 1e9) if config.vouching else 0
         new.observe = config.observe
         networks = Networks(exempt, l.ipv6_prefix)
         self.size_buffer(new.read)

@@ -37,6 +37,7 @@ cdef enum:  # conn.flags
     ON_TIME = 16                # in loop.hellos
     GUEST = 64                  # counts against its source's share: not logged in
     DEAF = 32                   # the peer takes nothing any more: it ends once all that he sent is judged
+    PARKED = 128                # the application waits for something before the next part of `more`: Connection.resume
 
 cdef enum:  # the links of a connection
     LINK_DUE                    # one of loop.due
@@ -117,6 +118,7 @@ cdef struct limits:
     int64_t length[REASONS_COUNT]     # of the time-out, ns
     bint hard[REASONS_COUNT]          # a repeat doubles
     int64_t longest             # to which doubling goes, ns
+    int64_t vouched             # not_protocol of a source that is vouched for, ns; 0: as of any other
     bint observe                # say who would be timed out, time out nobody
 
 cdef struct counters:
@@ -133,6 +135,7 @@ cdef struct loop:
     limits limits
     counters count
     timeout_table* tables       # [0] IPv4, [1] IPv6: the TimeoutTable's own
+    timeout_table* vouched      # the same of the sources that are vouched for, or NULL
     unsigned int ipv6_prefix
     budget_table budgets
     conn* conns

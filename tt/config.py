@@ -264,6 +264,10 @@ class Config:
     timeout_login_failed: float = _option(
         DURATION, 300.0, "time-out for repeated failed logins", least=1, most=30 * DAY
     )
+    vouching: bool = _option(SWITCH, True, "let a good login shorten `not_protocol` of its source for 24 h")
+    timeout_vouched: float = _option(
+        DURATION, 30.0, "that time-out of such a source, which no repeat doubles", least=1, most=30 * DAY
+    )
     escalate: bool = _option(SWITCH, True, "double the time-out of a source at each repeat within 24 h")
     timeout_max: float = _option(
         DURATION, 6.0 * HOUR, "the longest time-out that doubling leads to", least=1, most=30 * DAY
@@ -357,6 +361,12 @@ class Config:
     read_per_turn: int = _option(
         SIZE, 256 * KIB, "bytes read from one connection in one turn of the loop", least=4 * KIB, most=16 * MIB
     )
+
+    # the catalogue
+    login_failures: int = _option(
+        COUNT, 5, "different failed logins of a source within 10 min; the last one times it out", least=2, most=1000
+    )
+    cached_volumes: int = _option(COUNT, 200_000, "Volumes held in memory", least=1000, most=100_000_000, reload=False)
 
     # log
     log_format: str = _option(

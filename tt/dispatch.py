@@ -2,25 +2,29 @@
 
 A `Dispatcher` makes a `Session` of each HELLO that authenticates; the loop gives the session whole frames and sends
 what it returns.  Rules: what cannot come from an honest peer ends the connection as `tampered`; a request that is only
-wrong gets an error reply, and the others their answers.  Nothing here blocks.
-It must not know sockets, and of an operation only its name and that it can be called.
+wrong gets an error reply, and the others their answers.  Requests of a connection take effect in the order sent.
+Nothing here blocks: where a result is not there yet, the connection is parked and the loop serves others.
+It must not know sockets, and of an operation only its name and how it is called.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from types import GeneratorType
+from typing import Any, Protocol
 
 import msgspec
 
 from tt import __version__, wire
 from tt.noise import NoiseError, StaticKey, Transport, consume_hello, create_welcome
+from tt.pending import Later, Pending
 
 SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
 SLICE = 256  # requests that are answered before the loop serves others
 
+Work = Generator[bool, None, None]  # gives GO_ON between slices, PARK where it waits for Connection.resume()
+GO_ON, PARK = True, False
 _PING = b"\0"  # the flags byte alone
 _PING_HEADER = wire.header(wire.DATA, len(_PING) + wire.TAG)
-_DONE = object()
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -30,7 +34,12 @@ class Connection(Protocol):
     @property
     def source(self) -> str: ...
 
+    @property
+    def address(self) -> str: ...
+
     def close(self, reason: str, /) -> None: ...
+
+    def resume(self) -> None: ...
 
     def log_in(self) -> None: ...
 
@@ -43,15 +52,44 @@ class OperationError(Exception):
         self.code = code
 
 
-Operation = Callable[["Session", msgspec.Raw], object]  # session, arguments (a MessagePack map) -> what the reply holds
+# session, arguments (a MessagePack map) -> what the reply holds; or a Later; or a generator, which gives None where
+# others may be served, or a Pending to wait for, and returns what the reply holds or a Later.
+Operation = Callable[["Session", msgspec.Raw], object]
+
+
+class Write:
+    """An operation that has made its change when it returns, and whose Later ends when the change is durable.
+
+    Further ones may be made before that, so that all writes of a message share one commit.  Until `busy()` is None none
+    may be made.
+    """
+
+    __slots__ = ("_run", "busy")
+
+    def __init__(self, run: Operation, busy: Callable[[], Pending | None]) -> None:
+        self._run = run
+        self.busy = busy
+
+    def __call__(self, session: "Session", arguments: msgspec.Raw) -> object:
+        return self._run(session, arguments)
+
+
+# What a request is answered with an error for; all else is a failure of our own.
+_ANSWERED = (OperationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Dispatcher:
     """Takes HELLOs for the keys in force (two during a change) and offers the operations."""
 
-    def __init__(self, keys: Sequence[StaticKey], operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[StaticKey],
+        operations: Mapping[str, Operation],
+        ended: Callable[["Session"], None] = lambda _: None,
+    ) -> None:
         self.keys = keys
         self.operations = operations
+        self.ended = ended  # called with each session that had an account, at its end
         self._welcome = wire.encode_welcome(wire.Welcome(SERVER_NAME, __version__))
 
     def hello(self, connection: Connection, frame: bytes) -> "tuple[Session, bytes] | None":
@@ -71,7 +109,7 @@ class Dispatcher:
 class Session:
     """One connection from its WELCOME on."""
 
-    __slots__ = ("_assembler", "_closing", "_connection", "_dispatcher", "_transport", "hello")
+    __slots__ = ("_assembler", "_closing", "_connection", "_dispatcher", "_transport", "account", "hello", "requests")
 
     def __init__(self, dispatcher: Dispatcher, connection: Connection, transport: Transport, hello: wire.Hello) -> None:
         self._dispatcher = dispatcher
@@ -80,11 +118,18 @@ class Session:
         self._assembler = wire.Assembler(wire.MAX_TO_SERVER)
         self._closing = False
         self.hello = hello
+        self.account: Any = None  # the application's word for who has logged in
+        self.requests = 0
 
     @property
     def source(self) -> str:
         """Whom a time-out would hit: an IPv4 address or an IPv6 prefix."""
         return self._connection.source
+
+    @property
+    def address(self) -> str:
+        """The peer's own address."""
+        return self._connection.address
 
     @property
     def logged_in(self) -> bool:
@@ -103,34 +148,39 @@ class Session:
         self._closing = True
         self._connection.close(reason)
 
-    def receive(self, frames: list[bytes]) -> bytes | Iterator[bytes] | None:
+    def receive(self, frames: list[bytes]) -> bytes | Iterator[bytes | None] | None:
         """Answer whole DATA frames, in their order: the frames to send back.
 
-        Work of more than a slice comes as an iterator, so that the loop serves others between its parts.
+        Work of more than a slice, or that waits, comes as an iterator, so that the loop serves others between its
+        parts; None in it parks the connection until Connection.resume().
         """
         answers: list[bytes] = []
         work = self._work(frames, answers)
-        if next(work, _DONE) is _DONE:
+        mark = next(work, None)
+        if mark is None:
             return b"".join(answers) or None
-        return _parts(work, answers)
+        return _parts(work, mark, answers)
 
     def closed(self, reason: str) -> None:
         """The loop's word that the connection has ended."""
+        self._closing = True
+        if self.account is not None:
+            self._dispatcher.ended(self)
 
     def _sealed(self, body: bytes, *, compress: bool) -> Iterable[bytes]:
         for plaintext in wire.split_message(body, wire.MAX_DATA, compress=compress):
             head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
             yield head + self._transport.seal(head, plaintext)
 
-    def _work(self, frames: list[bytes], answers: list[bytes]) -> Iterator[None]:
-        """Appends the answers; stops where a slice of work is done and more is to do."""
+    def _work(self, frames: list[bytes], answers: list[bytes]) -> Work:
+        """Appends the answers."""
         left = SLICE
         try:
             for frame in frames:
                 if self._closing:
                     return
                 if left <= 0:
-                    yield
+                    yield GO_ON
                     left = SLICE
                 body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
                 if body:
@@ -142,46 +192,116 @@ class Session:
         except (NoiseError, wire.Tampered):
             self.close("tampered")
 
-    def _answer(self, requests: list[wire.Request | wire.Malformed], answers: list[bytes]) -> Iterator[None]:
+    def _answer(self, requests: list[wire.Request | wire.Malformed], answers: list[bytes]) -> Work:
         compress = self.logged_in  # the reply to login itself still has no flags
         most = len(requests) if compress else MAX_REQUESTS_BEFORE_LOGIN
+        self.requests += len(requests)
         for start in range(0, min(len(requests), most), SLICE):
             if start:
-                yield
+                yield GO_ON
             replies: list[wire.Reply] = []
-            for request in requests[start : min(start + SLICE, most)]:
-                if self._closing:
-                    break
-                replies.append(self._reply(request))
+            yield from self._replies(requests[start : min(start + SLICE, most)], replies)
             for body in _bodies(replies):
                 answers += self._sealed(body, compress=compress)
         if len(requests) > most:
             self.close("too_long")
 
-    def _reply(self, request: wire.Request | wire.Malformed) -> wire.Reply:
-        if isinstance(request, wire.Malformed):
-            return wire.Reply(request.id, wire.ReplyError("malformed", request.reason))
-        operation = self._dispatcher.operations.get(request.operation)
-        if operation is None:
-            return wire.Reply(request.id, wire.ReplyError("unknown_operation", "this server has no such operation"))
+    def _replies(self, requests: list[wire.Request | wire.Malformed], replies: list[wire.Reply]) -> Work:
+        """Appends a reply for each request, in their order, once all of them are there."""
+        unfinished: list[tuple[int, Later]] = []  # writes whose place in `replies` waits for their commit
+        for request in requests:
+            operation = self._dispatcher.operations.get(request.operation) if type(request) is wire.Request else None
+            writes = type(operation) is Write
+            if unfinished and not writes:
+                yield from _wait_for(unfinished, replies, self._connection)
+            while writes and (pending := operation.busy()) is not None:  # type: ignore[union-attr]
+                yield from _wait(pending, self._connection)
+            if self._closing:
+                break
+            result = _begin(self, request, operation)
+            if type(result) is GeneratorType:
+                result = yield from self._run(result, request.id)
+            if type(result) is Later:
+                unfinished.append((len(replies), result))
+                result = wire.Reply(request.id)
+                if not writes:
+                    replies.append(result)
+                    yield from _wait_for(unfinished, replies, self._connection)
+                    continue
+            replies.append(result)
+        if unfinished:
+            yield from _wait_for(unfinished, replies, self._connection)
+
+    def _run(self, steps: Generator[Pending | None, None, object], number: int | None) -> Generator[bool, None, Any]:
+        """The reply, or the Later, of an operation that works step by step."""
+        while True:
+            try:
+                pending = next(steps)
+            except StopIteration as end:
+                return end.value if type(end.value) is Later else _success(number, end.value)
+            except _ANSWERED as error:
+                return _failure(number, error)
+            if pending is None:
+                yield GO_ON
+            else:
+                yield from _wait(pending, self._connection)
+
+
+def _wait(pending: Pending, connection: Connection) -> Work:
+    while not pending.done:
+        pending.when_done(connection.resume)
+        yield PARK
+
+
+def _wait_for(unfinished: list[tuple[int, Later]], replies: list[wire.Reply], connection: Connection) -> Work:
+    """Puts the results that have come where they belong."""
+    for place, later in unfinished:
+        yield from _wait(later.pending, connection)
+        number = replies[place].id
         try:
-            return wire.Reply(request.id, None, msgspec.Raw(_encode(operation(self, request.arguments))))
-        except OperationError as error:
-            return wire.Reply(request.id, wire.ReplyError(error.code, str(error)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            # The text of the second quotes the peer's bytes.
-            reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            return wire.Reply(request.id, wire.ReplyError("malformed", reason))
+            replies[place] = _success(number, later.result())
+        except _ANSWERED as error:
+            replies[place] = _failure(number, error)
+    unfinished.clear()
 
 
-def _parts(work: Iterator[None], answers: list[bytes]) -> Iterator[bytes]:
-    """The answers of one slice after the other."""
-    done = None
-    while done is not _DONE:
+def _begin(session: Session, request: wire.Request | wire.Malformed, operation: Operation | None) -> Any:
+    """A Reply, a Later or a generator."""
+    if isinstance(request, wire.Malformed):
+        return wire.Reply(request.id, wire.ReplyError("malformed", request.reason))
+    if operation is None:
+        return wire.Reply(request.id, wire.ReplyError("unknown_operation", "this server has no such operation"))
+    try:
+        result = operation(session, request.arguments)
+    except _ANSWERED as error:
+        return _failure(request.id, error)
+    if type(result) is Later or type(result) is GeneratorType:
+        return result
+    return _success(request.id, result)
+
+
+def _success(number: int | None, result: object) -> wire.Reply:
+    return wire.Reply(number, None, msgspec.Raw(_encode(result)))
+
+
+def _failure(number: int | None, error: Exception) -> wire.Reply:
+    if isinstance(error, OperationError):
+        return wire.Reply(number, wire.ReplyError(error.code, str(error)))
+    # The text of a UnicodeDecodeError quotes the peer's bytes.
+    reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return wire.Reply(number, wire.ReplyError("malformed", reason))
+
+
+def _parts(work: Work, mark: bool | None, answers: list[bytes]) -> Iterator[bytes | None]:
+    """The answers of one slice after the other, None where the work waits."""
+    while mark is not None:
         part = b"".join(answers)
         answers.clear()
-        yield part
-        done = next(work, _DONE)
+        if part or mark is GO_ON:
+            yield part
+        if mark is PARK:
+            yield None
+        mark = next(work, None)
     yield b"".join(answers)
 
 
