@@ -29,6 +29,7 @@
     X(too_many, 0, "over a budget: connections in all, connections or HELLOs of one source") \
     X(idle, 0, "nothing asked for too long, or a frame begun and not ended in time") \
     X(slow_reader, 0, "replies were not read in time") \
+    X(logged_out, 0, "the session was ended: by its user, by an administrator, or with its account") \
     X(shutdown, 0, "the server is stopping") \
     X(internal, 0, "a failure of our own, such as no memory: never the peer's fault")
 

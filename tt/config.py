@@ -364,7 +364,23 @@ class Config:
 
     # the catalogue
     login_failures: int = _option(
-        COUNT, 5, "different failed logins of a source within 10 min; the last one times it out", least=2, most=1000
+        COUNT,
+        5,
+        "failed logins of a source, each with another name or password; the last one times it out",
+        least=1,
+        most=1000,
+    )
+    login_window: float = _option(DURATION, 600.0, "time for which a failed login counts", least=1, most=1 * DAY)
+    login_delay: float = _option(
+        DURATION, 4.0, "the longest that the answer to a failed login is held back; 0: not at all", most=1 * MINUTE
+    )
+    password_queue: int = _option(
+        COUNT,
+        64,
+        "passwords that wait to be checked; further logins are told to come again",
+        least=1,
+        most=65536,
+        reload=False,
     )
     cached_volumes: int = _option(COUNT, 200_000, "Volumes held in memory", least=1000, most=100_000_000, reload=False)
 

@@ -32,7 +32,7 @@ FULL = (errno.E2BIG, errno.ENOSPC)
 # The files of a data directory; root's own are handed over with it.
 FILES = (
     keys.PRIVATE_FILE, keys.PUBLIC_FILE, "timeouts", "timeouts.new", config.CONTROL_SOCKET,
-    "tapetrack.db", "tapetrack.db-wal", "tapetrack.db-shm",
+    "tapetrack.db", "tapetrack.db-wal", "tapetrack.db-shm", "first-password",
 )  # fmt: skip
 RIGHTS = "to become another user the server needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP: start it as root"
 _libc = ctypes.CDLL(None, use_errno=True)
