@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from faults import Faults
 from harness import Running
+from process import need
 
 # What runs the tests in the background may ignore Ctrl-C; programs that they start would inherit that and never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,3 +26,11 @@ def run_server(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             return servers.enter_context(Running(options.pop("data", tmp_path / f"data{count}"), operations, **options))
 
         yield start
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[Faults]:
+    need("gcc")
+    made = Faults(tmp_path)
+    yield made
+    made.close()

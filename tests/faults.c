@@ -1,5 +1,5 @@
-/* faults.c: makes calls of the server fail, and its wall clock step, while it runs; preloaded (LD_PRELOAD) by
- * tests/test_faults.py, which writes into the file that the variable FAULTS names: `struct faults`, shared memory.
+/* faults.c: makes calls of the server fail, its wall clock step and its disk slow while it runs; preloaded (LD_PRELOAD) by
+ * tests/faults.py, which writes into the file that the variable FAULTS names: `struct faults`, shared memory.
  * A fault hits every n-th call of its kind; memory fails for one caller alone, the extension or the interpreter,
  * since a library that ends the process when it gets none (Rust's do) would hide what ours does.
  * The system calls are made directly: what else is preloaded, a sanitizer, then stands before us and still works. */
@@ -25,6 +25,7 @@ struct faults {
     uint64_t every[KINDS];  /* 0: never */
     uint64_t failed[KINDS]; /* how many did */
     int64_t step;           /* of CLOCK_REALTIME, ns */
+    int64_t sync;           /* that fsync and fdatasync take longer, ns */
 };
 
 struct range {
@@ -151,4 +152,25 @@ int clock_gettime(clockid_t clock, struct timespec *now)
         now->tv_nsec = ns + (ns < 0 ? 1000000000 : 0) - (ns >= 1000000000 ? 1000000000 : 0);
     }
     return result;
+}
+
+static int slowly(long call, int fd)
+{
+    struct timespec longer = {0};
+    if (faults && faults->sync) {
+        longer.tv_sec = faults->sync / 1000000000;
+        longer.tv_nsec = faults->sync % 1000000000;
+        nanosleep(&longer, NULL);
+    }
+    return (int)syscall(call, fd);
+}
+
+int fsync(int fd)
+{
+    return slowly(SYS_fsync, fd);
+}
+
+int fdatasync(int fd)
+{
+    return slowly(SYS_fdatasync, fd);
 }

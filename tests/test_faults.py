@@ -6,49 +6,34 @@ is in test_floods.py.  The long forms run by hand: FAULTS_KILLS (rounds of kill 
 """
 
 import json
-import mmap
 import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Faults, client, pinging
 from harness import HOST, until
 from hostile import Crowd
-from process import SERVER, TT, Process, environment, need, plain_environment
+from process import SERVER, TT, Process, environment, need
 
-from tt import keys, timeouts
+from tt import timeouts
 from tt._core import TimeoutTable
-from tt.client import Client, TapeTrackError
+from tt.client import TapeTrackError
 
 NS = 10**9
 KILLS = int(os.environ.get("FAULTS_KILLS", "5"))
 SANITIZED = os.environ.get("TT_BUILD") == "asan"
 # The clients of a test come from one source.
 FREE = {"TT_HELLO_RATE": "100000", "TT_HELLO_BURST": "1000", "TT_IDLE_BEFORE_LOGIN": "2"}
-CALLS = (
-    "extension",
-    "interpreter",
-    "accept",
-    "epoll_ctl",
-    "send",
-    "recv",
-    "thread",
-)  # the order of `enum kind` in faults.c
-
-
-def client(server: Process, from_: str = "127.0.0.1", timeout: float = 10) -> Client:
-    public = keys.from_text((server.place / "data/server.pub").read_text())
-    return Client(HOST, server.port, key=public, source=from_, timeout=timeout)
 
 
 def ask(server: Process, *words: str) -> Any:
@@ -70,73 +55,6 @@ def bans(server: Process) -> dict[str, float]:
 
 def is_timed_out(server: Process, source_: str = "127.0.0.1") -> bool:
     return source_ in bans(server)
-
-
-class Faults:
-    """The shared memory of faults.c: which calls fail, and how the wall clock is off."""
-
-    LAYOUT = struct.Struct(f"={2 * len(CALLS)}Qq")
-
-    def __init__(self, place: Path) -> None:
-        library = place / "faults.so"
-        command = ["gcc", "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("faults.c")]
-        subprocess.run(command, check=True, env=plain_environment())
-        self._file = (place / "faults").open("w+b")
-        self._file.truncate(self.LAYOUT.size)
-        self._memory = mmap.mmap(self._file.fileno(), self.LAYOUT.size)
-        before = [path for path in (os.environ.get("LD_PRELOAD"),) if path]  # a sanitizer's must be the first
-        self.environ = {"FAULTS": self._file.name, "LD_PRELOAD": ":".join([*before, str(library)])}
-
-    def every(self, call: str, number: int) -> None:
-        """From now on each so-manieth of these calls fails; 0: none."""
-        struct.pack_into("=Q", self._memory, 8 * CALLS.index(call), number)
-
-    def failed(self, call: str) -> int:
-        """How many of these calls have failed."""
-        return int(struct.unpack_from("=Q", self._memory, 8 * (len(CALLS) + CALLS.index(call)))[0])
-
-    def step(self, seconds: int) -> None:
-        """The wall clock is off by this."""
-        struct.pack_into("=q", self._memory, 16 * len(CALLS), seconds * NS)
-
-    def close(self) -> None:
-        self._memory.close()
-        self._file.close()
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    need("gcc")
-    made = Faults(tmp_path)
-    yield made
-    made.close()
-
-
-@contextmanager
-def pinging(server: Process, from_: str = "127.0.0.1") -> Iterator[list[float]]:
-    """An honest client that pings all the while on one connection; the seconds of each. Fails with the first error."""
-    seconds: list[float] = []
-    failures: list[TapeTrackError] = []
-    over = threading.Event()
-
-    def ping() -> None:
-        try:
-            with client(server, from_) as honest:
-                while not over.wait(0.005):
-                    seconds.append(honest.ping().seconds)
-        except TapeTrackError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=ping)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        over.set()
-        thread.join()
-    if failures:
-        raise failures[0]
-    assert seconds
 
 
 # ---- descriptors and memory -----------------------------------------------------------------------------------------

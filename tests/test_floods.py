@@ -17,12 +17,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from faults import client, pinging
 from harness import LOGIN, Running, ended, reset, until
 from hostile import Crowd, source
 from process import Process
 from test_budget import GARBAGE, await_states, in_a_namespace, is_open, misbehave
 from test_docs import code, table
-from test_faults import ask, client, pinging, running
+from test_faults import ask, running
 from test_frame import HELLO, head
 
 from tt import config, keys
