@@ -53,8 +53,8 @@ from names cimport (
 )
 from queues cimport next_ready, queue_due, queue_ready, set_state, unqueue_ready
 from source cimport (
-    NO_SLOT, index_drop, index_find, index_free, index_init, index_put, source_from_v4, source_from_v6, source_hash,
-    source_index, source_is_link_local, source_is_v4, source_key, source_mask,
+    NO_SLOT, index_drop, index_find, index_free, index_init, index_put, read_big_endian, source_from_v4, source_from_v6,
+    source_hash, source_index, source_is_link_local, source_is_v4, source_key, source_mask,
 )
 from timeout_table cimport (
     LONGEST, NEVER, entry_is_sane, slot_is_known, slot_save, table_add, table_clock, table_expire, table_find,
@@ -462,6 +462,8 @@ cdef bint handshake(loop* l, conn* c, const uint8_t* p, size_t n) noexcept with 
         connection = Connection.__new__(Connection)
         (<Connection>connection).bind(l, c)
         answer = (<object>l.app).hello(connection, PyBytes_FromStringAndSize(<const char*>p, n))
+        if c.state == S_FREE:  # the application timed out this very source
+            return False
         if answer is None:
             return condemn(l, c, R_BAD_HELLO, p, n)
         session, welcome = answer
@@ -654,6 +656,8 @@ cdef bint finish(loop* l, conn* c, tt_reason reason) noexcept nogil:
     due = DUE_FRAME_GUEST if c.flags & GUEST else DUE_FRAME_USER  # a user's last reply gives way to nobody
     set_state(l, c, S_CLOSING)  # and a guest's counts as his connection until it has gone
     goodbye(l, c, reason)
+    if c.state == S_FREE:  # the session timed out its own source
+        return False
     release_held(c)
     if is_sending(c):
         queue_due(l, c, due)

@@ -45,7 +45,7 @@ cdef uint64_t read_key(const uint8_t* data) noexcept nogil:
 
 cdef source_key source_parse(str text, unsigned int ipv6_prefix) except *:
     """The source that an address, or a source's own text, stands for."""
-    cdef source_key key
+    cdef source_key key, mask
     cdef bytes packed
     cdef str address, slash, prefix
     address, slash, prefix = text.partition("/")
@@ -55,6 +55,12 @@ cdef source_key source_parse(str text, unsigned int ipv6_prefix) except *:
         raise ValueError(f"{text!r} is no source: it must be an address, like 192.0.2.1 or 2001:db8::1") from None
     if len(packed) == 4:
         key = source_from_v4(int.from_bytes(packed, "big"))
+    elif slash and not ip_address(address).ipv4_mapped:  # a prefix as it stands: 64:ff9b::/64 is no IPv4 address
+        key.hi = read_big_endian(<const uint8_t*>PyBytes_AS_STRING(packed))
+        key.lo = read_big_endian(<const uint8_t*>PyBytes_AS_STRING(packed) + 8)
+        mask = source_mask(key, ipv6_prefix)
+        key.hi &= mask.hi
+        key.lo &= mask.lo
     else:
         key = source_from_v6(<const uint8_t*>PyBytes_AS_STRING(packed), ipv6_prefix)
     if slash and (source_is_v4(key) or source_is_link_local(key) or prefix != str(ipv6_prefix)):

@@ -1,5 +1,6 @@
 """What strangers may use of the server, and how long a time-out keeps them away: on a real server."""
 
+import gc
 import os
 import resource
 import shutil
@@ -7,17 +8,20 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from ctypes import CDLL, get_errno
 from pathlib import Path
 
 import pytest
-from harness import LOGIN, Running, ended, until
+from harness import HOST, LOGIN, Running, ended, until
+from test_core_close import LONG, SLOW
 from test_frame import DATA, head
 
 from tt._core import REASON_CODES
+from tt.dispatch import Session
 from tt.noise import Transport
+from tt.wire import Request, encode_requests
 
 PING = b"\0"
 GARBAGE = b"GET / HTTP/1.1\r\n\r\n"
@@ -42,8 +46,8 @@ def await_states(server: Running, **expected: int) -> None:
     until(f"{expected}", lambda: states(server) == expected)
 
 
-def misbehave(server: Running, source: str, packet: bytes = GARBAGE) -> None:
-    peer = server.connect(source)
+def misbehave(server: Running, source: str, packet: bytes = GARBAGE, host: str = HOST) -> None:
+    peer = server.connect(source, host=host)
     peer.sendall(packet)
     ended(peer)
 
@@ -80,6 +84,26 @@ def test_connection_that_logs_in_makes_room_for_another(run_server):
     for count in range(1, 6):
         server.user()
         await_states(server, logged_in=count)
+
+
+def test_closing_connection_of_a_guest_counts_in_the_share_of_its_source_until_it_has_gone(run_server):
+    def bye(session, _arguments):
+        session.close("idle")
+        return LONG  # which nobody reads
+
+    server = run_server({**LOGIN, "bye": bye}, connections_per_source="2", **SLOW)
+    peers = []
+    for come in (server.user, server.handshake, server.handshake):  # the user's is no part of the share
+        peer, transport = come(buffer=4096)
+        peer.sendall(server.seal(transport, b"\0" + encode_requests([Request(1, "bye")])))
+        peers.append(peer)
+        await_states(server, closing=len(peers))
+    assert server.is_dropped()
+    assert server.closed("too_many") == 1
+    assert not server.is_dropped("127.0.0.3")
+    peers[-1].close()
+    await_states(server, closing=2)
+    assert not server.is_dropped()
 
 
 # ---- HELLOs of a source ----
@@ -173,6 +197,28 @@ def test_user_never_gives_way(run_server):
     server.await_closed("too_many", 5)
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["idle", "within a frame"])
+def test_user_who_is_logged_in_from_outside_his_own_turn_gives_way_no_more(run_server, begun):
+    """As when the check of a password has ended: log_in() comes in another connection's turn."""
+    kept: list[Session] = []
+    server = run_server(
+        {"keep": lambda session, _arguments: kept.append(session), "admit": lambda *_: kept[0].log_in()}, places=3
+    )
+    peer, transport = server.handshake("127.0.1.1")
+    server.ask(peer, transport, "keep")
+    ping = server.seal(transport, PING)
+    peer.sendall(ping[: 10 * begun])
+    until("its part", lambda: server.server.waiting()["partial_frames"] == begun)
+    other = server.handshake("127.0.1.2")
+    server.ask(*other, "admit")
+    await_states(server, logged_in=1, open=1)
+    server.handshake("127.0.1.3")
+    server.handshake("127.0.1.4")
+    assert ended(other[0]) == b""
+    peer.sendall(ping[10 * begun :])
+    assert server.read_plaintext(peer, transport) == PING
+
+
 def test_flood_of_silent_connections_from_many_sources_keeps_no_client_out(run_server):
     server = run_server(LOGIN, places=100)
     user = server.user("127.0.3.1")
@@ -195,19 +241,22 @@ def test_connection_of_a_source_over_its_share_costs_nobody_his_place(run_server
     assert is_open(server, *other)
 
 
-@pytest.fixture
-def descriptors():
-    """Sets how many more descriptors this process may open."""
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Within it this process, the server and its peers, has no descriptor left; one that is closed can be had again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def leave(count: int) -> None:
-        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
-        for descriptor in opened:
+    gc.collect()  # what an earlier test left must not give one back meanwhile
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    while taken[-1] < highest:  # else who gives way might free one above the limit
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
             os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], hard))
-
-    yield leave
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def unconnected(source: str) -> socket.socket:
@@ -217,30 +266,28 @@ def unconnected(source: str) -> socket.socket:
     return peer
 
 
-def test_without_descriptors_the_connections_wait_in_the_backlog_and_that_is_said(run_server, descriptors):
+def test_without_descriptors_the_connections_wait_in_the_backlog_and_that_is_said(run_server):
     server = run_server(LOGIN)
     user = server.user()
     with unconnected("127.0.1.1") as peer:
-        descriptors(0)
-        peer.connect(server.addresses[0])
-        until("a failed accept", lambda: server.counters()["accept_failures"])
-        assert is_open(server, *user)
-        tries = server.counters()["accept_failures"]
-        event = until("the log", lambda: [e for e in server.events.all if "accept" in e["words"]])
-        assert tries < 1000  # it pauses, and does not spin
-        assert len(event) < 5
-        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with no_descriptors():
+            peer.connect(server.addresses[0])
+            until("a failed accept", lambda: server.counters()["accept_failures"])
+            assert is_open(server, *user)
+            tries = server.counters()["accept_failures"]
+            event = until("the log", lambda: [e for e in server.events.all if "accept" in e["words"]])
+            assert tries < 1000  # it pauses, and does not spin
+            assert len(event) < 5
         peer.sendall(server.hello()[0])
         assert server.read_frame(peer)[3] == 2
     assert is_open(server, *user)
 
 
-def test_without_descriptors_who_has_waited_longest_makes_room(run_server, descriptors):
+def test_without_descriptors_who_has_waited_longest_makes_room(run_server):
     server = run_server(LOGIN)
     user, silent = server.user(), server.connect()
     await_states(server, logged_in=1, new=1)
-    with unconnected("127.0.1.1") as peer:
-        descriptors(0)
+    with unconnected("127.0.1.1") as peer, no_descriptors():
         peer.connect(server.addresses[0])
         peer.sendall(server.hello()[0])
         assert server.read_frame(peer)[3] == 2
@@ -410,6 +457,14 @@ def test_source_beside_the_exempt_network_is_timed_out(run_server):
     assert server.is_dropped("127.0.9.128")
 
 
+def test_ipv6_network_exempts_no_ipv4_source(run_server):
+    """Though ::/0 covers the v4-mapped form of each."""
+    server = run_server(exempt=["::/0"])
+    misbehave(server, "127.0.9.9")
+    assert server.await_timed_out("127.0.9.9")["reason"] == "not_protocol"
+    assert server.is_dropped("127.0.9.9")
+
+
 def test_observe_says_who_would_be_timed_out_and_times_nobody_out(run_server):
     server = run_server(observe="true")
     guest = server.handshake("127.0.1.1")
@@ -451,8 +506,13 @@ def in_a_namespace(test: Callable[[], None]) -> None:
         raise failures[0]
 
 
+NAMESPACE = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2 for a namespace"
+)
+
+
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2 for a namespace")
+@NAMESPACE
 @pytest.mark.parametrize("prefix", ["64", "128"])
 def test_ipv6_source_is_its_64_or_what_the_prefix_says(tmp_path: Path, prefix: str):
     def test() -> None:
@@ -469,6 +529,25 @@ def test_ipv6_source_is_its_64_or_what_the_prefix_says(tmp_path: Path, prefix: s
             assert not server.is_dropped("fd00:2::1", host="fd00:1::1")
             if prefix == "64":
                 assert ended(neighbour) == b""
+
+    in_a_namespace(test)
+
+
+@pytest.mark.root
+@NAMESPACE
+@pytest.mark.parametrize("prefix", ["64", "128"])
+def test_exempt_address_exempts_its_whole_source(tmp_path: Path, prefix: str):
+    """A time-out of its neighbour would hit it too."""
+
+    def test() -> None:
+        with Running(tmp_path, listen=["[::]:0"], ipv6_prefix=prefix, exempt=["fd00:1::2/128"]) as server:
+            for source in ("fd00:1::1", "fd00:2::1"):
+                misbehave(server, source, host="fd00:1::1")
+            assert server.is_dropped("fd00:2::1", host="fd00:1::1")
+            assert not server.is_dropped("fd00:1::2", host="fd00:1::1")
+            assert server.is_dropped("fd00:1::1", host="fd00:1::1") == (prefix == "128")
+            exempted = [event["source"] for event in server.events.of("exempt, disconnected")]
+            assert exempted == (["fd00:1::/64"] if prefix == "64" else [])
 
     in_a_namespace(test)
 

@@ -1,17 +1,21 @@
-"""The loop, on a real server: deadlines, traps of edge-triggered epoll, long replies, and how connections end."""
+"""The loop, on a real server: deadlines, long replies, and how connections end."""
 
+import fcntl
 import random
 import socket
+import struct
+import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from harness import LOGIN, Running, ended, read_exactly, reset, until, until_end
-from test_frame import DATA, HELLO, head
+from harness import LOGIN, PATIENCE, Running, ended, read_exactly, reset, until, until_end
+from test_frame import head
 
 from tt.dispatch import Session
-from tt.wire import Request, encode_requests
+from tt.wire import DATA, MAX_BEFORE_LOGIN, Request, encode_requests, header
 
 PING = b"\0"
 PONG = 25  # bytes: header, flags, tag
@@ -76,6 +80,35 @@ def test_begun_hello_is_stalled_at_the_deadline(run_server, trickle):
     assert server.is_dropped()
 
 
+@pytest.mark.parametrize("before", [0, 40], ids=["nothing of it", "a part of it"])
+def test_hello_that_lies_whole_in_the_socket_when_a_late_loop_looks_at_its_deadline_is_welcomed(run_server, before):
+    """The turn in which `send` runs begins behind the deadline, since `late` took so long, and then looks at it."""
+    is_late, go_on = threading.Event(), threading.Event()
+
+    def late(_session, _arguments):
+        is_late.set()
+        assert go_on.wait(PATIENCE)
+
+    def send(_session, _arguments):
+        peer.sendall(hello[before:])
+
+    server = run_server({"late": late, "send": send}, hello_deadline="1")
+    (first, first_transport), (second, second_transport) = server.handshake("127.0.0.8"), server.handshake("127.0.0.9")
+    hello, _ = server.hello()
+    peer = server.connect()
+    peer.sendall(hello[:before])
+    until("its place", lambda: server.counters()["connections"]["new"] == 1)
+    until("its part", lambda: server.server.waiting()["partial_frames"] == (before > 0))
+    begin = time.monotonic()
+    first.sendall(server.seal(first_transport, b"\0" + encode_requests([Request(1, "late")])))
+    assert is_late.wait(PATIENCE)
+    second.sendall(server.seal(second_transport, b"\0" + encode_requests([Request(1, "send")])))
+    until("the deadline", lambda: seconds(begin) > 1)
+    go_on.set()
+    assert server.read_frame(peer)[3] == 2
+    assert not server.events.of("timed out")
+
+
 def test_idle_before_login_is_closed_gracefully(run_server):
     server = run_server(idle_before_login="1")
     peer, transport = server.handshake()
@@ -127,81 +160,6 @@ def test_pings_keep_a_connection(run_server):
         assert server.read_plaintext(peer, transport) == PING
         with pytest.raises(TimeoutError):
             peer.recv(1)
-
-
-# ---- traps of edge-triggered epoll: what is left at a bound is served with no new event ----
-
-
-def test_more_bytes_than_a_turn_reads_in_one_burst(run_server):
-    server = run_server(read_per_turn="4096")
-    peer, transport = server.handshake()
-    peer.sendall(many(server, transport, 3000))  # 75,000 bytes
-    read_exactly(peer, 3000 * PONG)
-
-
-def test_more_connections_than_a_turn_accepts_wait_in_the_backlog_before_the_loop_starts(tmp_path):
-    server = Running(tmp_path, accepts_per_turn="1", read_per_turn="4096")
-    peers = [server.connect(f"127.0.1.{number}") for number in range(1, 101)]
-    for peer in peers:
-        peer.sendall(server.hello()[0])
-    with server:
-        begin = time.monotonic()
-        for peer in peers:
-            assert server.read_frame(peer)[3] == 2
-        assert seconds(begin) < 5  # and not one at each tick of a second
-
-
-@pytest.mark.parametrize("packet", [b"G", b"GET / HTTP/1.1\r\n\r\n", head(HELLO, 0)])
-def test_data_followed_by_a_reset_before_the_accept_is_judged(tmp_path, packet):
-    server = Running(tmp_path)
-    peer = server.connect()
-    peer.sendall(packet)
-    reset(peer)
-    with server:
-        assert server.await_timed_out()["reason"] == "not_protocol"
-        assert server.timed_out()["first"] == packet
-
-
-def test_part_of_a_hello_followed_by_a_reset_or_a_close_before_the_accept_is_no_evidence(tmp_path):
-    server = Running(tmp_path)
-    for close in (reset, socket.socket.close):
-        peer = server.connect()
-        peer.sendall(b"TT\1")
-        close(peer)
-    with server:
-        server.await_closed("peer_closed", 2)
-        assert not server.events.of("timed out")
-
-
-def test_hello_and_half_close_before_the_accept_is_welcomed_and_ended(tmp_path):
-    server = Running(tmp_path)
-    peer = server.connect()
-    peer.sendall(server.hello()[0])
-    peer.shutdown(socket.SHUT_WR)
-    with server:
-        assert until_end(peer)[3] == 2
-        server.await_closed("peer_closed")
-
-
-def test_half_close_after_the_request_still_gets_its_reply(run_server):
-    server = run_server()
-    for count in (1, 500):
-        peer, transport = server.handshake()
-        peer.sendall(many(server, transport, count))
-        peer.shutdown(socket.SHUT_WR)
-        assert len(until_end(peer)) == count * PONG
-    server.await_closed("peer_closed", 2)
-
-
-def test_client_that_pipelines_10000_pings_before_it_reads(run_server):
-    server = run_server()
-    peer, transport = server.handshake()
-    peer.sendall(many(server, transport, 10_000))
-    replies = read_exactly(peer, 10_000 * PONG)
-    for start in range(0, len(replies), PONG):
-        assert transport.open(replies[start : start + 8], replies[start + 8 : start + PONG]) == PING
-    peer.sendall(server.seal(transport, PING))
-    assert server.read_plaintext(peer, transport) == PING
 
 
 # ---- long replies ----
@@ -298,6 +256,20 @@ def test_peer_that_never_reads_a_long_reply_is_a_slow_reader(run_server, at_once
 
 
 @AT_ONCE
+def test_frame_begun_behind_a_long_reply_has_no_deadline_while_it_is_not_read(run_server, at_once):
+    server, _ = streaming_server(run_server, at_once=at_once, frame_deadline="1", **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    first, second = server.seal(transport, PING), server.seal(transport, PING)
+    peer.sendall(first + second[:10])
+    until("the first part", lambda: server.server.waiting()["unsent"])
+    begin = time.monotonic()
+    until("the deadline", lambda: seconds(begin) > 1.2)
+    assert read_exactly(peer, len(LONG)) == LONG
+    peer.sendall(second[10:])
+    assert read_exactly(peer, len(LONG)) == LONG
+
+
+@AT_ONCE
 def test_peer_that_resets_in_the_midst_of_a_long_reply(run_server, at_once):
     server, sessions = streaming_server(run_server, at_once=at_once, **SLOW)
     peer, transport = server.handshake(buffer=4096)
@@ -364,6 +336,47 @@ def test_closing_connection_takes_no_more_than_the_drain_limit(run_server):
     until("the connection gone", lambda: not any(server.counters()["connections"].values()), 5)
 
 
+@AT_ONCE
+def test_what_arrives_while_the_last_reply_goes_out_does_not_count_to_the_drain_limit(run_server, at_once):
+    server, _ = streaming_server(run_server, at_once=at_once, reason="idle", drain_limit="64 KiB", **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, PING))
+    until("closing", lambda: server.counters()["connections"]["closing"])
+    peer.sendall(bytes(200_000))
+    until("all of it there", lambda: unacknowledged(peer) == 0)
+    server.handshake("127.0.0.3")  # the loop has turned since, and thrown it away
+    assert until_end(peer) == LONG
+
+
+def unacknowledged(peer: socket.socket) -> int:
+    """Bytes that were sent and have not arrived (SIOCOUTQ of tcp(7), the same number as TIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+@AT_ONCE
+def test_closing_connection_that_is_not_read_is_reset_and_leaves_the_kernel_nothing_to_send(run_server, at_once):
+    server, _ = streaming_server(run_server, at_once=at_once, reason="idle", frame_deadline="1", **SLOW)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, PING))
+    until("closing", lambda: server.counters()["connections"]["closing"])
+    until("the connection gone", lambda: not any(server.counters()["connections"].values()), 5)
+    with pytest.raises(ConnectionResetError):
+        until_end(peer)
+
+
+def test_reply_that_the_kernel_has_taken_whole_arrives_though_its_connection_ends_before_it_is_read(run_server):
+    def bye(session, _arguments):
+        session.close("idle")
+        return LONG[:100_000]
+
+    server = run_server({"bye": bye}, drain_deadline="0.1", send_buffer=200_000)
+    peer, transport = server.handshake(buffer=4096)
+    peer.sendall(server.seal(transport, b"\0" + encode_requests([Request(1, "bye")])))
+    server.await_closed("idle")
+    until("the connection gone", lambda: not any(server.counters()["connections"].values()), 5)
+    assert len(until_end(peer)) > 100_000
+
+
 def test_garbage_behind_the_frame_that_closed_is_thrown_away(run_server):
     """The connection is closing, not the protocol's any more: nothing that arrives is evidence."""
     server = run_server({"bye": lambda session, _arguments: session.close("idle")})
@@ -384,6 +397,79 @@ def test_session_is_told_once_why_it_ended(run_server):
     third, _ = server.handshake("127.0.0.3")
     assert until_end(third) == b""
     await_told(sessions, "peer_closed", "not_protocol", "idle")
+
+
+class TimingOut:
+    """A session that times out its own source, at the moment that `when` names."""
+
+    def __init__(self, connection, time_out: Callable[[str], object], when: str) -> None:
+        self._connection = connection
+        self._time_out = time_out
+        self._when = when
+
+    def receive(self, _frames: list[bytes]) -> bytes | Iterator[bytes]:
+        if self._when == "a part":
+            return self._parts()
+        self.act("receive")
+        self.act("failure")
+        assert self._when != "failure"
+        return LONG
+
+    def _parts(self) -> Iterator[bytes]:
+        yield PING
+        self.act("a part")
+        yield PING
+
+    def closed(self, _reason: str) -> None:
+        self.act("closed")
+
+    def act(self, now: str) -> None:
+        if self._when.startswith(now):
+            self._time_out(self._connection.source)
+
+
+@pytest.mark.parametrize("when", ["hello", "receive", "failure", "a part", "closed", "closed gracefully"])
+def test_session_that_times_out_its_own_source_ends_with_it_and_harms_no_other(run_server, when):
+    server = run_server(places=6)
+    hello = server.application.hello
+
+    def hello_timing_out(connection, frame):
+        session, welcome = hello(connection, frame)
+        if connection.source.startswith("127.0.1."):
+            session = TimingOut(connection, lambda source: server.server.time_out(source, 10**10), when)
+            session.act("hello")
+        return session, welcome
+
+    server.application.hello = hello_timing_out
+    other, other_transport = server.handshake("127.0.0.3")
+    for number in range(1, 6):
+        if when == "hello":
+            peer = server.connect(f"127.0.1.{number}")
+            peer.sendall(server.hello()[0])
+            assert ended(peer) == b""
+            assert server.is_dropped(f"127.0.1.{number}")
+            continue
+        guest, _ = server.handshake(f"127.0.1.{number}")
+        peer, transport = server.handshake(f"127.0.1.{number}")
+        if when == "closed gracefully":
+            peer.sendall(header(DATA, MAX_BEFORE_LOGIN + 1))  # too_long
+        else:
+            peer.sendall(server.seal(transport, PING))
+        if when == "closed":
+            reset(peer)
+        else:
+            assert ended(peer) in (b"", PING)
+        assert ended(guest) == b""
+        assert server.is_dropped(f"127.0.1.{number}")
+    failures = [event for event in server.events.all if event["failure"]]
+    assert len(failures) == (5 if when == "failure" else 0)
+    for event in failures:
+        server.events.all.remove(event)
+    peers = [(other, other_transport), *(server.handshake(f"127.0.2.{number}") for number in range(1, 6))]
+    for peer, transport in peers:  # every place can be taken again, and serves
+        peer.sendall(server.seal(transport, PING))
+        assert server.read_plaintext(peer, transport) == PING
+    assert server.counters()["connections"]["open"] == 6
 
 
 def test_connection_object_outlives_its_connection_and_harms_nobody(run_server):

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -293,6 +293,66 @@ def test_a_batch_goes_on_behind_the_entry_that_failed(make: Make, monkeypatch: p
     one.turn([], one.lift(*sources))
     assert one.entries() == {}
     assert deletes == [9, 4]  # the second begins behind the one that was gone
+
+
+@contextmanager
+def refused(one: Gated, source: str) -> Iterator[None]:
+    """Within it the kernel refuses to delete one source, singly or in a batch: as when another CPU has its bucket."""
+    key, delete, delete_batch = v4(source), one.block_map.map.delete, one.block_map.map.delete_batch
+
+    def refusing(wanted: bytes) -> bool:
+        if wanted == key:
+            raise one.map.error(errno.EBUSY)
+        return delete(wanted)
+
+    def refusing_batch(keys: list[bytes]) -> tuple[int, int]:
+        if key not in keys:
+            return delete_batch(keys)
+        assert delete_batch(keys[: keys.index(key)]) == (keys.index(key), 0)
+        return keys.index(key), errno.EBUSY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one.block_map.map, "delete", refusing)
+        patch.setattr(one.block_map.map, "delete_batch", refusing_batch)
+        yield
+
+
+@pytest.mark.parametrize("count", [1, 10], ids=["single", "batch"])
+def test_what_the_kernel_refused_to_delete_is_tried_again_until_it_is_gone(make: Make, count: int) -> None:
+    one = make()
+    sources = [f"192.0.2.{number}" for number in range(count)]
+    last = sources[count // 2]
+    one.turn(one.add(*sources))
+    with refused(one, last):
+        one.turn([], one.lift(*sources))
+        assert list(one.entries()) == [v4(last)]
+        one.gate.tick()
+        assert list(one.entries()) == [v4(last)]
+    one.gate.tick()
+    assert one.entries() == {}
+    assert one.block_map.errors == {"EBUSY": 2}
+
+
+def test_what_the_kernel_refused_to_delete_at_the_start_is_tried_again(make: Make) -> None:
+    one = make()
+    for source in (A, B):
+        one.map.update(v4(source), one.seconds(60))
+    with refused(one, A):
+        one.reconcile("192.0.2.0/24")
+    one.gate.tick()
+    assert one.entries() == {}
+
+
+def test_what_was_written_since_a_refused_delete_stays(make: Make) -> None:
+    one = make()
+    one.turn(one.add(A, B))
+    for source in (A, B):
+        with refused(one, source):
+            one.turn([], one.lift(source))
+    one.map.update(v4(A), bytes(4))  # by the operator
+    one.turn(one.add(B, seconds=1200))
+    one.gate.tick()
+    assert one.entries() == {v4(A): bytes(4), v4(B): one.seconds(1200)}
 
 
 def test_a_map_without_batches_is_changed_singly(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,15 @@
 import struct
 import subprocess
 import sys
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tt._core import SourceIndex, source_text
+from tt import sources
+from tt._core import Networks, SourceIndex, source_text
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,48 @@ def test_an_ipv6_source_is_its_network(number: int, prefix: int) -> None:
         expected = str(IPv6Network((number, prefix), strict=False))
     # The network before the text: ::1.2.3.4 and ::102:304 are two texts of one address.
     assert ip_network(source_text(str(address), prefix)) == ip_network(expected)
+
+
+@st.composite
+def neighbours(draw: st.DrawFn) -> tuple[str, "sources.Network"]:
+    """An address, and a network of either family whose address has all but a few of its bits."""
+    number = draw(st.integers(0, 2**128 - 1) | st.integers(0, 2**32 - 1).map(lambda n: 0xFFFF << 32 | n))
+    address = IPv6Address(number)
+    near = number ^ sum(1 << bit for bit in draw(st.sets(st.integers(0, 127), max_size=2)))
+    if address.ipv4_mapped and draw(st.booleans()):
+        return str(address.ipv4_mapped), IPv4Network((near & 0xFFFFFFFF, draw(st.integers(0, 32))), strict=False)
+    return str(address.ipv4_mapped or address), IPv6Network((near, draw(st.integers(0, 128))), strict=False)
+
+
+@given(neighbours(), st.integers(32, 128))
+def test_networks_touch_the_sources_with_which_they_share_an_address(
+    pair: tuple[str, "sources.Network"], prefix: int
+) -> None:
+    address, network = pair
+    source = source_text(address, prefix)
+    for text in (address, source):
+        assert Networks((network,), prefix).touches(text) == sources.holds((network,), source)
+
+
+@pytest.mark.parametrize(
+    ("network", "source", "touched"),
+    [
+        ("2001:db8::5/128", "2001:db8::6", True),  # another address of the same /64
+        ("2001:db8::5/128", "2001:db8::/64", True),
+        ("2001:db8::5/128", "2001:db8:0:1::5", False),
+        ("2001:db8::/32", "2001:db8:9::1", True),
+        ("fe80::5/128", "fe80::6", False),  # link-local addresses stay whole
+        ("::/0", "2001:db8::1", True),
+        ("::/0", "192.0.2.1", False),  # though it covers its v4-mapped form
+        ("::ffff:192.0.2.0/120", "192.0.2.1", False),
+        ("0.0.0.0/0", "192.0.2.1", True),
+        ("0.0.0.0/0", "2001:db8::1", False),
+        ("192.0.2.0/31", "192.0.2.2", False),
+    ],
+)
+def test_a_network_touches_a_source(network: str, source: str, touched: bool) -> None:
+    assert Networks((ip_network(network),)).touches(source) is touched
+    assert not Networks(()).touches(source)
 
 
 # The hash: CPython hashes bytes with SipHash-1-3, under a seed that a small LCG makes of PYTHONHASHSEED
@@ -198,3 +241,9 @@ def test_a_slot_beyond_the_capacity_is_refused() -> None:
     with pytest.raises(ValueError, match="below the capacity"):
         index.put("192.0.2.1", 4)
     index.drop(4)
+
+
+def test_text_of_a_source_within_64_ff9b_is_its_source():
+    assert source_text("64:ff9b::1:0:1") == "64:ff9b::/64"  # of the /64, but outside of the /96 that means IPv4
+    assert source_text("64:ff9b::/64") == "64:ff9b::/64"
+    assert source_text("64:ff9b::c000:201") == "192.0.2.1"
