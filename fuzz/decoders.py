@@ -20,10 +20,10 @@ if __name__ == "__main__":  # the checkout's, and instrumented; else whose tests
     import atheris
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    with atheris.instrument_imports(include=["tt.client", "tt.dispatch", "tt.noise", "tt.timeouts", "tt.wire"]):
-        from tt import client, dispatch, noise, timeouts, wire
+    with atheris.instrument_imports(include=["tt.connection", "tt.dispatch", "tt.noise", "tt.timeouts", "tt.wire"]):
+        from tt import connection, dispatch, noise, timeouts, wire
 else:
-    from tt import client, dispatch, noise, timeouts, wire
+    from tt import connection, dispatch, noise, timeouts, wire
 from tt._core import REASON_CODES, TimeoutTable
 
 
@@ -141,7 +141,7 @@ def peer(data: bytes) -> None:
     near, far = socket.socketpair()
     with near, far:
         far.setblocking(False)
-        session = client._Session(near, ours, "192.0.2.1:5000")
+        session = connection._Session(near, ours, "192.0.2.1:5000")
         if data[:1] > b"\x7f":
             session.log_in()
         try:
@@ -157,7 +157,7 @@ def peer(data: bytes) -> None:
                 body, size = session.receive(time.monotonic() + 60)
                 assert len(body) <= wire.MAX_TO_CLIENT
                 assert size <= len(data) * 40 + 64
-        except (client.ProtocolError, EOFError):
+        except (connection.ProtocolError, EOFError):
             return
 
 

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -28,6 +28,8 @@ class Link:
         self.stopped = stopped
         self.hello = wire.Hello(name="", version="")
         self.transport: noise.Transport
+        self.messages: list[list[wire.Request]] = []  # as `converse` got them
+        self.flags: list[int] = []  # of their frames
 
     def receive(self, size: int) -> bytes:
         """Exactly `size` bytes; fewer where the client closed."""
@@ -112,19 +114,33 @@ def after_welcome(plaintext_to_bytes: Callable[[Link], bytes]) -> Script:
 def reply(make: Callable[[int, str, object], bytes]) -> Script:
     """A peer that answers each request with the body that `make` returns for its id, operation and arguments."""
 
+    def answer(requests: list[wire.Request]) -> list[bytes]:
+        (request,) = requests
+        return [make(request.id, request.operation, msgspec.msgpack.decode(request.arguments))]
+
+    return converse(answer)
+
+
+def converse(answer: Callable[[list[wire.Request]], Iterable[bytes]]) -> Script:
+    """A peer that answers each message with the bodies that `answer` gives for its requests, and pings."""
+
     def script(link: Link) -> None:
         link.accept()
         assembler = wire.Assembler(wire.MAX_TO_SERVER)
         logged_in = False
         while plaintext := link.read():
+            link.flags.append(plaintext[0])
             if (body := assembler.feed(plaintext)) is None:
                 continue
-            (request,) = wire.decode_requests(body)
-            assert isinstance(request, wire.Request)
-            answer = make(request.id, request.operation, msgspec.msgpack.decode(request.arguments))
-            for part in wire.split_message(answer, wire.MAX_DATA, compress=logged_in):
-                link.sock.sendall(link.seal(part))
-            if request.operation == "login":
+            if not body:
+                link.sock.sendall(link.seal(b"\0"))
+                continue
+            requests = wire.decode_requests(body)
+            link.messages.append([request for request in requests if isinstance(request, wire.Request)])
+            for part in answer(link.messages[-1]):
+                for piece in wire.split_message(part, wire.MAX_DATA, compress=logged_in):
+                    link.sock.sendall(link.seal(piece))
+            if link.messages[-1][0].operation == "login":
                 logged_in = assembler.flags_allowed = True
 
     return script

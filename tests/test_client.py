@@ -24,7 +24,7 @@ from scripted_server import (
     silence,
 )
 
-from tt import client, known_servers, noise, wire
+from tt import known_servers, noise, wire
 from tt.client import (
     Client,
     ConnectionLost,
@@ -141,7 +141,7 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next(
 
 def use_addresses(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-    monkeypatch.setattr(client.socket, "getaddrinfo", lambda *_: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
 
 
 # --- which key --------------------------------------------------------------------------------------------------------
@@ -461,7 +461,7 @@ def test_ctrl_c_in_the_middle_of_an_operation_closes_the_connection(
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(client, "_receive", interrupted)
+    monkeypatch.setattr("tt.connection._receive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         connection.ping()
     assert not connection.connected

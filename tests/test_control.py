@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from harness import Running, ended, until
 from process import Process
+from test_budget import is_open, no_descriptors
 
 from tt import control, keys, timeouts
 from tt._core import REASON_CODES, STATES, TimeoutTable
@@ -28,7 +29,7 @@ class Controlled(Running):
 
     def __enter__(self) -> "Controlled":
         self.path = self.settings.data / "control.sock"
-        self.control = Control(self.path, self.server, self.table, self.guard)
+        self.application.control = self.control = Control(self.path, self.server, self.table, self.guard)
         super().__enter__()
         return self
 
@@ -340,6 +341,29 @@ def test_a_failure_of_our_own_ends_that_client_alone(server: Controlled, monkeyp
         assert exchange(other, b'{"do":"status"}\n')[0]["end"] is True
     (failure,) = [event for event in server.events.all if event["failure"]]
     server.events.all.remove(failure)
+
+
+def test_without_descriptors_a_client_waits_is_looked_at_once_a_second_and_answered_when_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+    accept = Control._accept
+
+    def noting_accept(control: Control, readable: bool, writable: bool) -> None:
+        tries.append(time.monotonic())
+        accept(control, readable, writable)
+
+    monkeypatch.setattr(Control, "_accept", noting_accept)
+    with Controlled(tmp_path / "data") as server, socket.socket(socket.AF_UNIX) as client:
+        honest = server.handshake("127.0.0.3")
+        client.settimeout(10)
+        with no_descriptors():
+            client.connect(str(server.path))
+            client.sendall(b'{"do":"status"}\n')
+            until("three tries", lambda: len(tries) == 3)  # the first may be just before a tick
+            assert tries[2] - tries[1] > 0.5
+            assert is_open(server, *honest)
+        assert answer(client)[0]["end"] is True
 
 
 # ---- the socket itself ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from harness import Running, ended, read_exactly
 from noise.connection import Keypair, NoiseConnection
 from noise.state import CipherState
 
-from tt import cli, client, config, dispatch, keys, noise, spoke, wire
+from tt import cli, config, connection, dispatch, keys, noise, spoke, wire
 from tt._core import HARD_REASONS, PROTOCOL, REASONS, STATES
 
 ROOT = Path(__file__).parents[1]
@@ -402,7 +402,9 @@ def test_the_example_of_a_rekey_holds() -> None:
 def test_every_number_of_the_document_is_that_of_the_code() -> None:
     for name, documented in N.items():
         found = [PROTOCOL[name]] if name in PROTOCOL else []
-        found += [getattr(module, name) for module in (wire, noise, dispatch, keys, client) if hasattr(module, name)]
+        found += [
+            getattr(module, name) for module in (wire, noise, dispatch, keys, connection) if hasattr(module, name)
+        ]
         assert found, f"{name} is in no module"
         written = {value.hex() if name == "MAGIC" else value.decode() for value in found if isinstance(value, bytes)}
         assert (written or set(found)) == {documented}, name
@@ -528,8 +530,23 @@ def commands() -> Iterator[list[str]]:
     for kind, block in re.findall(r"^```(sh|console)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             if kind == "sh" or line.startswith("$ "):
-                words = shlex.split(line.removeprefix("$ "), comments=True)
+                yield from _simple_commands(line.removeprefix("$ "))
+
+
+def _simple_commands(line: str) -> Iterator[list[str]]:
+    """Those of a shell's pipeline, without its redirections."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.wordchars += "*[]:,=@%{}+"
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("();|&"):
+            if words:
                 yield words[1:] if words[0] == "sudo" else words
+            words = []
+        elif word in ("<", ">") or words[-1:] in (["<"], [">"]):
+            words = [*words, word] if word in ("<", ">") else words[:-1]
+        else:
+            words.append(word)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -1,448 +1,292 @@
-"""The blocking client: one connection, one operation at a time, a deadline for each operation.
+"""The client library: a typed method for each operation, several in one message, batches, and lists that stream.
 
-Rules: the server's public key is known beforehand (`key`, or the known servers); there is no trust on first use.  What
-the server sends is bounded before it is stored: a frame to 65,535 bytes, a message to 16 MiB.  Any failure of an
-operation but RequestFailed closes the connection, since what comes later could be taken for the answer of the next
-operation; connect() opens it again.  Each error is one sentence: what happened, to which HOST:PORT, what to do.
-Not thread-safe.  Must not know the server, its configuration or the command line.
+    with Client("tapes.example.com") as client:
+        client.login("jsmith", password)
+        for volume in client.volumes(scope="US01.LTO", moving=True):
+            print(volume.name, volume.current, "->", volume.target)
+
+A method takes the arguments and gives the result that messages.OPERATIONS states for its operation: `volume_get` is
+volume.get, takes those of OneVolume and gives a VolumeRecord.  Client has them, and so have Packing and Batch, where
+each gives a promise.  Rules as in tt.connection; not thread-safe.  Must not know the server or the command line.
 """
 
-# ruff: noqa: N818  The errors are named for what happened; "Error" behind each would say nothing more.
-
-import enum
-import ipaddress
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from inspect import signature
+from types import NoneType, TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import msgspec
+from msgspec import Raw
 
-from tt import __version__, known_servers, noise, wire
+from tt.catalog import messages as m
+from tt.connection import (
+    LOGIN,
+    Asked,
+    Call,
+    Connection,
+    ConnectionLost,
+    NoConnection,
+    NotAccepted,
+    Pong,
+    ProtocolError,
+    Refused,
+    RequestFailed,
+    TapeTrackError,
+    UnknownServer,
+)
 
-MAX_VERSIONS = 255  # bytes of a REFUSE, one a version
-LOGIN = "login"  # the operation after whose success the limits of a session widen
-WHERE_TO_LOOK = "see the server's log, or run 'tt bans list' on the server"
+__all__ = [
+    "Batch", "Client", "ConnectionLost", "NoConnection", "NotAccepted", "Packing", "Pong", "Promise", "ProtocolError",
+    "Refused", "RequestFailed", "TapeTrackError", "UnknownServer",
+]  # fmt: skip
 
-
-class TapeTrackError(Exception):
-    """Any failure of the client; the text is one sentence for people."""
-
-
-class UnknownServer(TapeTrackError):
-    """No key of the server is known, so nothing was sent to it."""
-
-
-class NoConnection(TapeTrackError):
-    """No address of the server could be connected to, or each dropped us before its WELCOME."""
-
-
-class NotAccepted(TapeTrackError):
-    """The peer answered, but not with a WELCOME that proves that it holds the server's key."""
-
-
-class Refused(TapeTrackError):
-    """The server does not speak our version of the protocol; `versions` are what it names (nothing proves them)."""
-
-    def __init__(self, text: str, versions: tuple[int, ...]) -> None:
-        super().__init__(text)
-        self.versions = versions
+P = ParamSpec("P")
+R = TypeVar("R")
+SECRET = frozenset((LOGIN, "password", "user.add"))  # operations whose arguments hold a password
 
 
-class ConnectionLost(TapeTrackError):
-    """The connection ended, or the answer did not come in time; whether a request took effect is not known."""
+class Promise(Generic[R]):
+    """The result of an operation that is sent with others, when their `with` block ends."""
+
+    __slots__ = ("_result", "_sent")
+
+    def __init__(self) -> None:
+        self._sent = False
+        self._result: R | RequestFailed
+
+    def keep(self, result: R | RequestFailed) -> None:
+        self._sent = True
+        self._result = result
+
+    def result(self) -> R:
+        """Raises RequestFailed where the operation failed, and ValueError before it was answered."""
+        if not self._sent:
+            raise ValueError("this operation is not answered: it is sent when its 'with' block ends without an error")
+        if isinstance(self._result, RequestFailed):
+            raise self._result
+        return self._result
 
 
-class ProtocolError(TapeTrackError):
-    """The server sent, inside the encrypted connection, what the protocol does not allow."""
+class Operation(Generic[P, R]):
+    """A method that asks for the operation of its name: at once of a Client, later of a Packing or a Batch."""
+
+    def __init__(self, arguments: Callable[P, m.Arguments], result: type[R]) -> None:
+        self.arguments = arguments
+        self.result = result
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.name = attribute.replace("_", ".", 1)
+        self.__doc__ = m.OPERATIONS[self.name].does
+        self.__signature__ = signature(self.arguments)
+
+    @overload
+    def __get__(self, asker: "Client", owner: object = None) -> Callable[P, R]: ...
+    @overload
+    def __get__(self, asker: "Packing | Batch", owner: object = None) -> Callable[P, Promise[R]]: ...
+    @overload
+    def __get__(self, asker: None, owner: object = None) -> Self: ...
+    def __get__(self, asker: "Client | Packing | Batch | None", owner: object = None) -> Any:
+        if asker is None:
+            return self
+
+        def ask(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return asker.call(self.name, self.arguments(*args, **kwargs))
+
+        return ask
 
 
-class RequestFailed(TapeTrackError):
-    """The server answered a request with an error: `code` for programs, `message` for people."""
+class _Changes:
+    """What may also stand in a batch."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code = code
-        self.message = message
-
-
-class Pong(NamedTuple):
-    """The answer to a ping: its size on the wire in bytes, header included, and the round trip's time in seconds."""
-
-    size: int
-    seconds: float
-
-
-class _Stage(enum.Enum):
-    UNREACHABLE = enum.auto()  # another key does not help
-    DROPPED = enum.auto()  # connected, but closed before WELCOME
-    NOT_AUTHENTIC = enum.auto()  # a WELCOME that our key does not open
+    customer_add = Operation(m.AddCustomer, m.Written)
+    customer_change = Operation(m.ChangeCustomer, m.Written)
+    media_add = Operation(m.AddMedia, m.Written)
+    media_change = Operation(m.ChangeMedia, m.Written)
+    repository_add = Operation(m.AddRepository, m.Written)
+    repository_change = Operation(m.ChangeRepository, m.Written)
+    volume_add = Operation(m.AddVolume, m.Written)
+    volume_move = Operation(m.MoveVolume, m.Written)
+    volume_cancel = Operation(m.OneVolume, m.Written)
+    volume_scan_out = Operation(m.Scan, m.Scanned)
+    volume_scan_in = Operation(m.Scan, m.Scanned)
+    volume_update = Operation(m.UpdateVolume, m.Written)
+    volume_delete = Operation(m.OneVolume, m.Written)
 
 
-class _AttemptFailed(Exception):
-    """One address with one key; connect() goes on with the next."""
+class _All(_Changes):
+    """What one may ask for once one has logged in."""
 
-    def __init__(self, stage: _Stage, cause: str) -> None:
-        super().__init__(cause)
-        self.stage = stage
-
-
-class _Address(NamedTuple):
-    family: int
-    socket_address: Any  # as getaddrinfo gives it for the family
-
-    @property
-    def text(self) -> str:
-        return str(self.socket_address[0])
-
-
-class _Session:
-    """A connection after its handshake: messages in, messages out, no operation."""
-
-    def __init__(self, sock: socket.socket, transport: noise.Transport, peer: str) -> None:
-        self._sock = sock
-        self._transport = transport
-        self._peer = peer
-        self._assembler = wire.Assembler(wire.MAX_TO_CLIENT)
-        self.logged_in = False
-
-    @property
-    def largest_message(self) -> int:
-        """Bytes of the largest body that may be sent now."""
-        return wire.MAX_TO_SERVER if self.logged_in else wire.MAX_BEFORE_LOGIN - wire.TAG - 1
-
-    def log_in(self) -> None:
-        self.logged_in = True
-        self._assembler.flags_allowed = True
-
-    def send(self, body: bytes, deadline: float) -> None:
-        """Send a body of at most `largest_message` bytes; b"" is the ping."""
-        # Nothing is compressed before login, so a frame that holds a password never is.
-        max_frame = wire.MAX_DATA if self.logged_in else wire.MAX_BEFORE_LOGIN
-        for plaintext in wire.split_message(body, max_frame, compress=self.logged_in):
-            header = wire.header(wire.DATA, len(plaintext) + wire.TAG)
-            _send(self._sock, header + self._transport.seal(header, plaintext), deadline)
-
-    def receive(self, deadline: float) -> tuple[bytes, int]:
-        """Return the next body and its size on the wire in bytes.  Raises OSError, EOFError and ProtocolError."""
-        size = 0
-        while True:
-            header = _receive(self._sock, wire.HEADER, deadline)
-            try:
-                kind, length = wire.parse_header(header)  # bounds the length, before a byte is stored
-                if kind != wire.DATA or length < 1 + wire.TAG:
-                    raise self.broken(f"a frame of type {kind} and length {length}")
-                ciphertext = _receive(self._sock, length, deadline)
-                body = self._assembler.feed(self._transport.open(header, ciphertext))
-            except (wire.BadFrame, noise.NoiseError, wire.Tampered) as error:
-                raise self.broken(str(error)) from error
-            size += len(header) + length
-            if body is not None:
-                return body, size
-
-    def broken(self, cause: str) -> ProtocolError:
-        return ProtocolError(
-            f"{self._peer} broke the protocol ({cause}): connect again; if it goes on, tell the server's operator"
-        )
-
-    def close(self) -> None:
-        self._sock.close()
+    whoami = Operation(m.Arguments, m.WhoAmI)
+    customer_list = Operation(m.Arguments, m.Customers)
+    media_list = Operation(m.Scope, m.MediaTypes)
+    repository_list = Operation(m.Scope, m.Repositories)
+    volume_get = Operation(m.OneVolume, m.VolumeRecord)
+    volume_list = Operation(m.ListVolumes, m.Volumes)
+    volume_history = Operation(m.VolumeHistory, m.History)
+    volume_move_pending = Operation(m.MovePending, m.MovedPage)
+    reconcile = Operation(m.Reconcile, m.Reconciled)
+    certificate_get = Operation(m.OneCertificate, m.CertificateRecord)
+    certificate_list = Operation(m.OneRepository, m.Certificates)
+    user_add = Operation(m.AddUser, m.NewPassword)
+    user_list = Operation(m.Arguments, m.Users)
+    user_change = Operation(m.ChangeUser, m.Written)
+    user_reset = Operation(m.OneUser, m.NewPassword)
+    access_set = Operation(m.SetAccess, m.Written)
+    access_list = Operation(m.ListAccess, m.AccessList)
+    session_list = Operation(m.Arguments, m.Sessions)
+    session_disconnect = Operation(m.Disconnect, NoneType)
+    statistics = Operation(m.Arguments, m.Statistics)
 
 
-class Client:
-    """A connection to one tape-tracking server; a context manager that connects and closes.
+class Stream(Generic[P, R]):
+    """A method of Client that gives the entries of a list one by one, through all its pages.
 
-    key      the server's public key, 32 bytes; without it the known servers' file must have HOST:PORT
-    source   the local IP address to connect from
-    timeout  seconds that connect() or any other operation may take; finding the host's addresses is not counted
-    name     what the server's log calls this client
-
-    Raises ValueError for a bad argument.
+    The next page is asked for before the entries of this one are given, so that it comes while they are used.  Other
+    operations may be asked meanwhile.  Raises, as it goes on, what the operation raises.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        host: str,
-        port: int = known_servers.DEFAULT_PORT,
-        *,
-        key: bytes | None = None,
-        source: str | None = None,
-        timeout: float = 10.0,
-        name: str = "tt",
-    ) -> None:
-        self._peer = known_servers.format_address(host, port)
-        self._host, self._port = host, port
-        self._key = key
-        self._source = None if source is None else ipaddress.ip_address(source)
-        self._timeout = timeout
-        self._hello = wire.encode_hello(wire.Hello(name=name, version=__version__))
-        self._session: _Session | None = None
-        self._last_id = 0
-        self.address = ""  # the server's IP address, of the present or last connection
+    def __init__(self, operation: str, arguments: Callable[P, m.Arguments], entry: type[R], at: str) -> None:
+        self._operation, self._arguments, self._at = operation, arguments, at
+        self.entry = entry
+        self.__doc__ = m.OPERATIONS[operation].does
+        self.__signature__ = signature(arguments)
+
+    @overload
+    def __get__(self, client: None, owner: object = None) -> Self: ...
+    @overload
+    def __get__(self, client: "Client", owner: object = None) -> Callable[P, Iterator[R]]: ...
+    def __get__(self, client: "Client | None", owner: object = None) -> Any:
+        if client is None:
+            return self
+
+        def entries(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+            return client.pages(self._operation, self._arguments(*args, **kwargs), self._at)
+
+        return entries
+
+
+class Client(Connection, _All):
+    """A connection (which see for its arguments) with which one logs in and works."""
+
+    volumes = Stream("volume.list", m.ListVolumes, m.VolumeRecord, at="after")
+    history = Stream("volume.history", m.VolumeHistory, m.HistoryRow, at="before")
+
+    _login: m.Login | None = None  # what `reconnect` logs in with
+
+    def login(self, user: str, password: str) -> m.LoggedIn:
+        """Begin a session.  Raises as `call`."""
+        login = m.Login(user, password)
+        result: m.LoggedIn = self.call(LOGIN, login)
+        self._login = login
+        return result
+
+    def password(self, old: str, new: str) -> m.Written:
+        """Change one's own password.  Raises as `call`."""
+        result: m.Written = self.call("password", m.ChangePassword(old, new))
+        if self._login is not None:
+            self._login = m.Login(self._login.user, new)
+        return result
+
+    def reconnect(self) -> None:
+        """Connect anew and log in as before.  Raises as `connect` and `login`."""
+        self.connect()
+        if self._login is not None:
+            self.call(LOGIN, self._login)
+
+    def logout(self) -> None:
+        """End the session and the connection."""
+        self.call("logout", m.Arguments())
+        self.close()
+
+    def call(self, operation: str, arguments: m.Arguments) -> Any:
+        """The result of an operation by its name, of the type in messages.OPERATIONS.
+
+        Raises RequestFailed (the connection stays), ConnectionLost, ProtocolError.
+        """
+        (result,) = self.exchange([_call(operation, arguments)])
+        if isinstance(result, RequestFailed):
+            raise result
+        return result
+
+    def pack(self, asked: Iterable[tuple[str, m.Arguments]]) -> list[Any]:
+        """Ask for many operations in as few messages as hold them: each one's result or RequestFailed, in order.
+
+        Each is for itself, and they take effect in their order.  Raises ConnectionLost, ProtocolError.
+        """
+        return self.exchange([_call(operation, arguments) for operation, arguments in asked])
+
+    def packing(self) -> "Packing":
+        """A `with` block whose operations are sent together at its end, as `pack` sends them."""
+        return Packing(self)
+
+    def batch(self) -> "Batch":
+        """A `with` block whose changes are made at its end, all or none; the first that fails raises RequestFailed."""
+        return Batch(self)
+
+    def pages(self, operation: str, arguments: m.Arguments, at: str) -> Iterator[Any]:
+        """The entries of a list in pages; `at` names the argument in which the `next` of a page goes."""
+        asked: Asked | None = self.begin(_call(operation, arguments))
+        try:
+            while asked is not None:
+                page, asked = self.finish(asked), None
+                if page.next:
+                    arguments = msgspec.structs.replace(arguments, **{at: page.next})
+                    asked = self.begin(_call(operation, arguments))
+                yield from page.entries
+        finally:
+            if asked is not None:  # the caller has enough
+                self.forget(asked)
+
+
+class _Collected:
+    """Operations that are sent together when a `with` block ends; when it ends with an error, none is."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._asked: list[tuple[str, m.Arguments]] = []
+        self._promises: list[Promise[Any]] = []
 
     def __enter__(self) -> Self:
-        self.connect()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None and self._asked:
+            for promise, result in zip(self._promises, self._results(), strict=True):
+                promise.keep(result)
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection, as far as the last operation could tell."""
-        return self._session is not None
+    def call(self, operation: str, arguments: m.Arguments) -> Promise[Any]:
+        """As Client.call, but its result comes later."""
+        self._asked.append((operation, arguments))
+        self._promises.append(Promise())
+        return self._promises[-1]
 
-    def close(self) -> None:
-        """Close the connection; nothing happens where there is none."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-    def connect(self) -> None:
-        """Connect anew and prove that the server holds its key; every address and every known key is tried.
-
-        Raises UnknownServer, NoConnection, NotAccepted, Refused, and KnownServersError.
-        """
-        self.close()
-        keys = [self._key] if self._key is not None else known_servers.lookup(self._host, self._port)
-        if not keys:
-            raise UnknownServer(
-                f"{self._peer} is not a known server: get its key from its operator (the file server.pub in its data "
-                f"directory), then run 'tt known add {self._peer} KEY'"
-            )
-        addresses = self._resolve()
-        failures: dict[_Address, _AttemptFailed] = {}
-        deadline = time.monotonic() + self._timeout
-        for key in keys:
-            for number, address in enumerate(addresses):
-                # An address that swallows packets must leave time for those after it.
-                share = max(0.0, deadline - time.monotonic()) / (len(addresses) - number)
-                try:
-                    self._session = self._attempt(address, key, share)
-                except _AttemptFailed as error:
-                    failures[address] = error
-                else:
-                    self.address = address.text
-                    return
-            addresses = [address for address in addresses if failures[address].stage is not _Stage.UNREACHABLE]
-        raise self._failure(failures)
-
-    def ping(self) -> Pong:
-        """Send an empty message and wait for the empty answer; no login is needed.
-
-        Raises ConnectionLost, ProtocolError.
-        """
-        with self._operation() as (session, deadline):
-            start = time.perf_counter()
-            session.send(b"", deadline)
-            body, size = session.receive(deadline)
-            seconds = time.perf_counter() - start
-            if body:
-                raise session.broken("a message in place of the answer to a ping")
-        return Pong(size, seconds)
-
-    def request(self, operation: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Ask for one operation and return its result, decoded from MessagePack.
-
-        Raises RequestFailed (the connection stays), ConnectionLost, ProtocolError; TypeError for arguments that
-        MessagePack cannot hold.
-        """
-        number = self._last_id = (self._last_id + 1) % 2**32
-        packed = msgspec.Raw(msgspec.msgpack.encode(arguments or {}))
-        try:
-            body = wire.encode_requests([wire.Request(number, operation, packed)])
-        except ValueError as error:
-            raise RequestFailed("too_long", str(error)) from error
-        if self._session is not None and len(body) > self._session.largest_message:
-            raise RequestFailed(
-                "too_long",
-                f"a request of {len(body)} bytes, but before login {wire.MAX_BEFORE_LOGIN} is the most: log in",
-            )
-        with self._operation() as (session, deadline):
-            session.send(body, deadline)
-            received, _ = session.receive(deadline)
-            try:
-                replies = wire.decode_replies(received)
-                if len(replies) != 1 or replies[0].id != number:
-                    raise session.broken("a reply to another request")
-                reply = replies[0]
-                result = None if reply.error else msgspec.msgpack.decode(reply.result)
-            except (wire.Tampered, msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: no UTF-8
-                raise session.broken("a reply that cannot be read") from error
-            if operation == LOGIN and reply.error is None:
-                session.log_in()
-        if reply.error is not None:
-            raise RequestFailed(reply.error.code, reply.error.message)
-        return result
-
-    @contextmanager
-    def _operation(self) -> Iterator[tuple[_Session, float]]:
-        """Give the session and the operation's deadline (monotonic, seconds); close on any failure."""
-        if self._session is None:
-            raise ConnectionLost(f"there is no connection to {self._peer}: call connect() first")
-        try:
-            yield self._session, time.monotonic() + self._timeout
-        except TimeoutError as error:
-            self.close()
-            raise ConnectionLost(
-                f"no answer from {self._peer} within {self._timeout:g} s: connect again, or allow more time"
-            ) from error
-        except (OSError, EOFError) as error:
-            self.close()
-            raise ConnectionLost(
-                f"the connection to {self._peer} was lost ({_why(error)}): connect again; if that is refused, "
-                f"this address may be timed out: {WHERE_TO_LOOK}"
-            ) from error
-        except BaseException:  # also Ctrl-C: half a message may be on its way
-            self.close()
-            raise
-
-    def _resolve(self) -> list[_Address]:
-        if self._source is None:
-            family = socket.AF_UNSPEC
-        else:
-            family = socket.AF_INET if self._source.version == 4 else socket.AF_INET6
-        try:
-            found = socket.getaddrinfo(self._host, self._port, family, socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that the DNS cannot hold
-            raise NoConnection(
-                f"no address found for {self._peer} ({_why(error)}): check the host's name"
-                + (f" and that it has an address of the family of {self._source}" if self._source else "")
-            ) from error
-        return list(dict.fromkeys(_Address(family, address) for family, _, _, _, address in found))
-
-    def _attempt(self, address: _Address, key: bytes, seconds: float) -> _Session:
-        """Connect to one address and shake hands for one key.  Raises _AttemptFailed, NotAccepted, Refused."""
-        deadline = time.monotonic() + seconds
-        sock = socket.socket(address.family, socket.SOCK_STREAM)
-        try:
-            try:
-                sock.settimeout(_left(deadline))
-                if self._source is not None:
-                    self._bind(sock)
-                sock.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-                )  # a request is one write: nothing to wait for
-                sock.connect(address.socket_address)
-            except TimeoutError as error:
-                raise _AttemptFailed(_Stage.UNREACHABLE, f"no connection within {seconds:.3g} s") from error
-            except ConnectionResetError as error:  # accepted and closed before connect() looked
-                raise _AttemptFailed(_Stage.DROPPED, f"dropped before WELCOME: {_why(error)}") from error
-            except OSError as error:
-                raise _AttemptFailed(_Stage.UNREACHABLE, _why(error)) from error
-            return _Session(sock, self._handshake(sock, key, deadline, seconds), self._peer)
-        except BaseException:
-            sock.close()
-            raise
-
-    def _bind(self, sock: socket.socket) -> None:
-        try:
-            local = socket.getaddrinfo(str(self._source), 0, sock.family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
-            sock.bind(local[0][4])
-        except OSError as error:
-            raise NoConnection(
-                f"cannot connect to {self._peer} from {self._source} ({_why(error)}): give an address of this machine"
-            ) from error
-
-    def _handshake(self, sock: socket.socket, key: bytes, deadline: float, seconds: float) -> noise.Transport:
-        try:
-            hello, pending = noise.create_hello(key, self._hello)
-        except noise.NoiseError as error:
-            raise NotAccepted(
-                f"the known key of {self._peer} is no usable X25519 key: get the server's server.pub from its operator"
-            ) from error
-        try:
-            _send(sock, wire.header(wire.HELLO, len(hello)) + hello, deadline)
-            welcome = self._receive_welcome(sock, deadline)
-        except TimeoutError as error:
-            raise _AttemptFailed(_Stage.UNREACHABLE, f"connected, but no WELCOME within {seconds:.3g} s") from error
-        except (OSError, EOFError) as error:
-            raise _AttemptFailed(_Stage.DROPPED, f"dropped before WELCOME: {_why(error)}") from error
-        try:
-            payload, transport = noise.consume_welcome(pending, welcome)
-        except noise.NoiseError as error:
-            raise _AttemptFailed(_Stage.NOT_AUTHENTIC, "WELCOME does not authenticate") from error
-        try:
-            dictionary = wire.decode_welcome(payload).dictionary
-        except wire.Tampered as error:
-            raise self._strange(str(error)) from error
-        if dictionary:  # we hold none and named none
-            raise self._strange(f"it chooses the unknown dictionary {dictionary}")
-        return transport
-
-    def _receive_welcome(self, sock: socket.socket, deadline: float) -> bytes:
-        """Return the Noise message of WELCOME.  Raises OSError, EOFError, NotAccepted, Refused."""
-        header = _receive(sock, wire.HEADER, deadline)
-        try:
-            kind, length = wire.parse_header(header)
-        except wire.BadFrame as error:
-            raise self._strange(str(error)) from error
-        if kind == wire.REFUSE and 1 <= length <= MAX_VERSIONS:
-            versions = tuple(_receive(sock, length, deadline))
-            raise Refused(
-                f"{self._peer} speaks version {', '.join(map(str, versions))} of the protocol, not {wire.VERSION}: "
-                f"install a client that fits the server's release",
-                versions,
-            )
-        if kind != wire.WELCOME or not 32 + wire.TAG <= length <= 32 + wire.TAG + wire.MAX_PAYLOAD:
-            raise self._strange(f"a frame of type {kind} and length {length}")
-        return _receive(sock, length, deadline)
-
-    def _strange(self, cause: str) -> NotAccepted:
-        return NotAccepted(
-            f"{self._peer} did not answer with WELCOME ({cause}): check that host and port are a tape-tracking server's"
-        )
-
-    def _failure(self, failures: dict[_Address, _AttemptFailed]) -> TapeTrackError:
-        """Make the one error of all failed attempts."""
-        stages = {failure.stage for failure in failures.values()}
-        if len(failures) == 1:
-            causes = str(*failures.values())
-        else:
-            causes = ", ".join(f"{address.text}: {failure}" for address, failure in failures.items())
-        if _Stage.NOT_AUTHENTIC in stages:
-            return NotAccepted(
-                f"{self._peer} does not hold the key that is known for it ({causes}): its key has changed, or another "
-                f"answers in its place; ask its operator for server.pub, then run 'tt known add {self._peer} KEY'"
-            )
-        if _Stage.DROPPED in stages:
-            return NoConnection(
-                f"no connection to {self._peer} ({causes}): this address may be timed out there, "
-                f"or the known key may not be the server's: {WHERE_TO_LOOK}"
-            )
-        return NoConnection(
-            f"no connection to {self._peer} ({causes}): check host, port and that the server runs; "
-            f"else this address may be timed out there: {WHERE_TO_LOOK}"
-        )
+    def _results(self) -> Iterable[Any]:
+        raise NotImplementedError
 
 
-def _left(deadline: float) -> float:
-    """Return the seconds until the deadline, more than 0: a time-out of 0 would mean a non-blocking socket."""
-    if (left := deadline - time.monotonic()) <= 0:
-        raise TimeoutError
-    return left
+class Packing(_Collected, _All):
+    """Operations in as few messages as hold them, each for itself."""
+
+    def _results(self) -> list[Any]:
+        return self._client.pack(self._asked)
 
 
-def _send(sock: socket.socket, data: bytes, deadline: float) -> None:
-    sock.settimeout(_left(deadline))
-    sock.sendall(data)  # its time-out covers the whole call
+class Batch(_Collected, _Changes):
+    """Changes that are made all or none; at most messages.MAX_BATCH of them, in one message."""
+
+    def _results(self) -> list[Any]:
+        packed = [(operation, Raw(msgspec.msgpack.encode(arguments))) for operation, arguments in self._asked]
+        done: m.BatchDone = self._client.call("batch", m.Batch(packed))
+        return self._client.decode([_decoder(operation) for operation, _ in self._asked], done.results)
 
 
-def _receive(sock: socket.socket, size: int, deadline: float) -> bytes:
-    """Return exactly `size` bytes.  Raises EOFError when the peer closed, OSError (TimeoutError at the deadline)."""
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    while view:
-        sock.settimeout(_left(deadline))  # anew for each part: who sends a byte at a time gains no time
-        if not (count := sock.recv_into(view)):
-            raise EOFError("closed by the server")
-        view = view[count:]
-    return bytes(buffer)
+@cache
+def _decoder(operation: str) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(m.OPERATIONS[operation].result)
 
 
-def _why(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+def _call(operation: str, arguments: m.Arguments) -> Call:
+    return Call(operation, Raw(msgspec.msgpack.encode(arguments)), _decoder(operation), operation in SECRET)

@@ -1,4 +1,4 @@
-"""The control socket: a Unix socket in the data directory through which `tt bans` and `tt status` speak to the server.
+"""The control socket: a Unix socket in the data directory, through which commands on this host ask the server.
 
     request   one JSON object a line: {"do": "bans.add", "source": "192.0.2.1", "seconds": 600}
     answer    JSON objects, a line each, the last one {"end": true, …} or {"error": "one line"}
@@ -24,6 +24,8 @@ import msgspec
 
 from tt import __version__, sources, spoke
 from tt._core import REASONS, Server, TimeoutRecord, TimeoutTable, source_text
+from tt.catalog.service import Service
+from tt.dispatch import OperationError
 from tt.guard import Guard
 from tt.kernel_gate import packed
 
@@ -53,11 +55,14 @@ class RequestError(Exception):
 class Control:
     """The listening socket and what can be asked; all calls are the loop's thread."""
 
-    def __init__(self, path: Path, server: Server, table: TimeoutTable, guard: Guard) -> None:
+    def __init__(
+        self, path: Path, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None = None
+    ) -> None:
         self._path = path
         self._server = server
         self._table = table
         self._guard = guard
+        self._catalog = catalog
         self._started = time.monotonic()
         self._clients: dict[int, _Client] = {}
         self._queue: dict[_Client, None] = {}  # who can go on, in the order of becoming so
@@ -68,6 +73,7 @@ class Control:
             "bans.add": self._add,
             "bans.remove": self._remove,
             "bans.clear": self._clear,
+            "user.reset": self._reset,
         }
         self._listener = _listen(path)
         server.watch(self._listener.fileno(), self._accept)
@@ -165,6 +171,7 @@ class Control:
                 "size": self._guard.settings.table_size,
             },
             "gate": gate and gate.status(),
+            "catalog": self._catalog and self._catalog.status(),
         }
 
     def _list(self, request: Mapping[str, Any]) -> Answer:
@@ -222,6 +229,18 @@ class Control:
             elif _within(record.source, network):
                 count += self._server.lift(record.source)
         yield {"end": True, "removed": count}
+
+    def _reset(self, request: Mapping[str, Any]) -> Answer:
+        if self._catalog is None:
+            raise RequestError("this server has no catalogue")
+        try:
+            later = self._catalog.reset(_text(request, "user"))
+            while not later.pending.done:
+                yield PIECE_ENDS
+            made: Any = later.result()
+        except OperationError as error:
+            raise RequestError(str(error)) from error
+        yield {"end": True, "password": made.password, "sequence": made.sequence, "hash": made.hash.hex()}
 
     # ---- records ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""Assembles a server and runs it: log, listeners, data directory, key, time-out table, loop; and takes all down again.
+"""Assembles a server and runs it: log, listeners, data directory, key, time-out table, loop, catalogue; and takes all
+down again.
 
 Rules: whatever is wrong before the loop runs is one line for the operator and exit code 2; the listeners come before
 anything is written, so that a start that fails leaves nothing behind.  Once it runs, a failure of our own is logged and
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from tt import __version__, config, keys, known_servers, log, privileges, sources
-from tt._core import Server, TimeoutTable
+from tt._core import REASON_CODES, Server, TimeoutTable
+from tt.catalog.service import Service
+from tt.catalog.store import StoreError
 from tt.control import Control, ControlError
 from tt.dispatch import Dispatcher
 from tt.guard import Guard
@@ -43,6 +46,8 @@ LISTEN_REMEDIES = {
     errno.EINVAL: "a link-local address needs its interface: name it like [fe80::1%eth0]:5000 with --listen",
     errno.EAFNOSUPPORT: "this host has no IPv6: name an IPv4 address with --listen",
 }
+VOUCHED = 4096  # sources that are vouched for, in each family; the one that was first gives way
+VOUCHED_FOR = 86_400_000_000_000  # ns since its last good login
 # Another thread that wants the GIL gets it after this, and the loop gets it back as soon: s.
 SWITCH_INTERVAL = 0.0005
 
@@ -57,7 +62,7 @@ def main(settings: config.Config) -> int:
     try:
         with ExitStack() as ends:
             return 0 if _serve(settings, ends) else 1
-    except (StartError, keys.KeyFileError, GateError, ControlError, PrivilegesError) as error:
+    except (StartError, keys.KeyFileError, GateError, ControlError, PrivilegesError, StoreError) as error:
         # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
         os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
@@ -89,22 +94,29 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     _name_process()
     try:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
+        vouched = TimeoutTable(VOUCHED, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         guard = Guard(settings, table, data / "timeouts", gateways, handler)
-        application = Application(settings, Dispatcher([key], {}), guard)
+        dispatcher = Dispatcher([key], {})
+        application = Application(settings, dispatcher, guard)
         server = Server(
             [listener.detach() for listener in listeners], places, table, application, settings,
-            exempt=guard.exempt, signals=SIGNALS,
+            exempt=guard.exempt, signals=SIGNALS, vouched=vouched,
         )  # fmt: skip
         _enter_known_servers(addresses, key.public)  # of who started it
         privileges.drop(user, [one.map for one in gate.maps] if gate else [])
+        # From here on there are threads: a thread that was there before would have kept its capabilities.
+        catalog = Service(data, settings, lambda source: _vouch(vouched, source))
+        ends.callback(catalog.close)
         guard.restore(gate)
     except MemoryError as error:
         raise StartError(
             f"not enough memory for {places} connections and 2 x {settings.table_size} timed-out sources: "
             "lower max_connections or --table-size"
         ) from error
-    application.serve(server)
-    application.control = control = Control(data / config.CONTROL_SOCKET, server, table, guard)
+    dispatcher.operations, dispatcher.ended = catalog.operations, catalog.ended
+    catalog.start(server)
+    application.serve(server, catalog)
+    application.control = control = Control(data / config.CONTROL_SOCKET, server, table, guard, catalog)
     ends.callback(control.close)
     privileges.warn_of_root()
     _warn_of_no_reload(settings)
@@ -117,26 +129,30 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
 
 
 class Application:
-    """What the loop calls: strangers' HELLOs go to the dispatcher, time-outs and the clock to the guard."""
+    """What the loop calls: HELLOs go to the dispatcher, time-outs to the guard, the clock to all."""
 
     def __init__(self, settings: config.Config, dispatcher: Dispatcher, guard: Guard) -> None:
         self._settings = settings
         self._guard = guard
         self._server: Server
+        self._catalog: Service | None = None
         self.control: Control | None = None
         self.hello = dispatcher.hello
         self.turn = guard.turn
         self.failed = guard.failed
 
-    def serve(self, server: Server) -> None:
-        """The loop that calls, for what changes it."""
+    def serve(self, server: Server, catalog: Service | None = None) -> None:
+        """The loop that calls, for what changes it; and the catalogue behind it."""
         self._server = server
+        self._catalog = catalog
         self._guard.counters = server.counters
         self._guard.lift = server.lift
 
     def tick(self) -> None:
         """About once a second."""
         self._guard.tick()
+        if self._catalog is not None:
+            self._catalog.tick(time.monotonic())
         if self.control is not None:
             self.control.tick()
 
@@ -159,6 +175,8 @@ class Application:
         self._settings = settings
         self._guard.configure(settings, gateways)
         self._server.configure(settings, self._guard.exempt)
+        if self._catalog is not None:
+            self._catalog.configure(settings)
         log.event(logging.INFO, "configuration reloaded", needs_restart=",".join(held) or None)
 
 
@@ -197,6 +215,12 @@ def _data_directory(path: Path) -> Path:
     except OSError as error:
         _refuse(f"data directory {path}", error, remedy)
     return path
+
+
+def _vouch(vouched: TimeoutTable, source: str) -> None:
+    now = time.monotonic_ns()
+    vouched.expire(now)
+    vouched.add(source, REASON_CODES["operator"], VOUCHED_FOR, now)
 
 
 def _check_writable(data: Path) -> None:

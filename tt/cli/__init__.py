@@ -22,6 +22,18 @@ GROUPS = {
     "bans": "tt.cli.bans",
     "status": "tt.cli.status",
     "bpf": "tt.cli.bpf",
+    "customer": "tt.cli.customer",
+    "media": "tt.cli.media",
+    "repository": "tt.cli.repository",
+    "volume": "tt.cli.volume",
+    "scan": "tt.cli.scan",
+    "reconcile": "tt.cli.reconcile",
+    "move-pending": "tt.cli.movepending",
+    "sync": "tt.cli.sync",
+    "history": "tt.cli.history",
+    "user": "tt.cli.user",
+    "verify": "tt.cli.verify",
+    "backup": "tt.cli.backup",
 }
 
 

@@ -8,9 +8,11 @@ Must not know any single command.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from tt.client import (
+import msgspec
+
+from tt.connection import (
     ConnectionLost,
     NoConnection,
     NotAccepted,
@@ -39,6 +41,8 @@ EXIT_CODES: dict[type[Exception], int] = {
     ProtocolError: FAILED,
     RequestFailed: FAILED,
 }
+# What a server's error says where it means that one is not let in, or may not.
+NOT_ALLOWED = frozenset(("login", "login_first", "password_change_first", "denied"))
 
 
 class Exit(Exception):  # noqa: N818  it is no error where the code is 0
@@ -66,15 +70,21 @@ def guarded(run: Callable[[], int]) -> int:
         return FAILED
     except tuple(EXIT_CODES) as error:
         message(str(error))
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return _exit_code(error)
     except OSError as error:  # stdout on a full disk, for one
         message(f"{error.strerror or error}: the command could not finish")
         return FAILED
 
 
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, RequestFailed) and error.code in NOT_ALLOWED:
+        return DENIED
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+
+
 def line(text: str) -> None:
     """Print one line of data."""
-    print(_printable(text), flush=True)
+    print(printable(text), flush=True)
 
 
 def blank_line() -> None:
@@ -87,12 +97,25 @@ def json_line(value: Mapping[str, object]) -> None:
     print(json.dumps(value), flush=True)  # escapes all that is not ASCII
 
 
+def lines(texts: Iterable[str]) -> None:
+    """Print many lines of data at once: a write for each would make a list of 50,000 take twice as long."""
+    sys.stdout.write("".join(printable(text) + "\n" for text in texts))
+    sys.stdout.flush()
+
+
+def json_text(value: object) -> str:
+    """One JSON text in ASCII; msgspec takes an eighth of json's time, but does not escape the rest."""
+    text = msgspec.json.encode(value)
+    return text.decode("ascii") if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
+
+
 def message(text: str) -> None:
     """Print one message for people."""
-    print(f"tt: {_printable(text)}", file=sys.stderr, flush=True)
+    print(f"tt: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with all escaped that a terminal would not show as it is."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
     )

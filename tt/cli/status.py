@@ -40,6 +40,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
         ("closed", _counts(status["closed"])),
         ("time-outs", ", ".join(f"{name} {table[name]}" for name in ("running", "remembered", "evictions", "size"))),
         *_kernel(status["gate"]),
+        *([("catalogue", _counts(status["catalog"]))] if status["catalog"] else []),
     ]
     return [f"{name:<12} {text}" for name, text in rows]
 

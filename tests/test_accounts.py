@@ -1,0 +1,757 @@
+"""tt/catalog/accounts.py: who gets in and who does not, at equal cost; passwords; sessions; the first password."""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from catalog_kit import AUTHOR, Desk, Seat
+from harness import Running, reset, until, until_end
+from msgspec.structs import replace
+
+from tt import config
+from tt.catalog import passwords
+from tt.catalog.accounts import FIRST_PASSWORD, HOST, Accounts, reset_in_file
+from tt.catalog.messages import ERRORS, AccessRecord, LoggedIn
+from tt.catalog.model import SUPERUSER, User
+from tt.catalog.operations import Catalog
+from tt.catalog.passwords import Cost, Passwords, hash_password
+from tt.catalog.store import Store, StoreError
+from tt.dispatch import OperationError
+from tt.wire import Request, decode_replies, encode_requests
+
+CHEAP = Cost(4, 1, 1)
+WORD = "right horse"
+HASH = hash_password(WORD, CHEAP)
+REFUSED = "login", ERRORS["login"]
+
+
+class House(Desk):
+    """A catalogue with users who have passwords, a hasher that is cheap, and seats from any source."""
+
+    def __init__(self, data: Path, *, empty: bool = False, real_time: bool = False, **options: Any) -> None:
+        self._own = None
+        self.now = self.tick = 1_795_435_200.0
+        self.data = data
+        self.vouched: list[str] = []
+        settings = config.load(None, {}, {"data": str(data), **options})
+        self.store = Store(data / "tapetrack.db", clock=lambda: self.now)
+        self.passwords = Passwords(queue=settings.password_queue, cost=CHEAP)
+        clock = time.monotonic if real_time else lambda: self.tick
+        self.accounts = Accounts(self.store, self.passwords, data, settings, self.vouched.append, clock)
+        self.operations = Catalog(self.store, self.accounts, lambda: self.now).operations()
+        self.seats: dict[str, Seat] = {}
+        if not empty:
+            self.put(
+                User("jsmith", password=HASH),
+                User("boss", password=HASH, administrator=True),
+                User(SUPERUSER, password=HASH, administrator=True),
+                User("gone", password=HASH, disabled=True),
+                User("abroad", password=HASH, networks="192.0.2.0/24 2001:db8::/32"),
+                User("nobody"),
+            )
+
+    def come(self, seat: str, source: str = "127.0.0.2", interface: str = "tests") -> Seat:
+        """A session before its login, by a name of the test's."""
+        self.seats[seat] = Seat("", interface)
+        self.seats[seat].source = self.seats[seat].address = source
+        return self.seats[seat]
+
+    def log_in(self, user: str, password: str = WORD, source: str = "127.0.0.2") -> Seat:
+        """A session that is logged in, of the user's name; fails where he is not let in."""
+        seat = self.come(user, source)
+        self.ask(user, "login", user=user, password=password)
+        return seat
+
+    def try_login(self, user: str, password: str, source: str = "127.0.0.2") -> tuple[str, str]:
+        """The error that a login of a new session gets; no delay is waited for."""
+        self.come("stranger", source)
+        return self.error("stranger", "login", user=user, password=password)
+
+    def end(self, seat: Seat) -> None:
+        """What the dispatcher does at the end of a session that had an account."""
+        self.accounts.ended(seat)
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Who is logged in, from where."""
+        return [(entry.user, entry.source) for entry in self.ask("boss", "session.list").entries]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    made: list[House] = []
+
+    def make(**options: Any) -> House:
+        options = {"login_delay": "0 s", **options}
+        data = tmp_path / f"data{len(made)}"
+        data.mkdir()
+        made.append(House(data, **options))
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.__exit__()
+
+
+@pytest.fixture
+def house(build) -> House:
+    return build()
+
+
+@pytest.fixture
+def hashes(monkeypatch) -> list[str]:
+    """The passwords that are hashed."""
+    done: list[str] = []
+    derive = passwords._derive
+    monkeypatch.setattr(passwords, "_derive", lambda word, cost, salt: done.append(word) or derive(word, cost, salt))
+    return done
+
+
+# ---- login ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_right_password_begins_a_session(house: House) -> None:
+    seat = house.come("a")
+    assert house.ask("a", "login", user="boss", password=WORD) == LoggedIn("boss", True, False)
+    assert seat.account.name == "boss"
+    assert house.accounts.sessions() == 1
+
+
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [
+        ("jsmith", "wrong"),
+        ("jsmith", ""),
+        ("jsmith", WORD + " "),
+        ("JSMITH", WORD),
+        ("unknown", WORD),
+        ("", WORD),
+        ("x" * 3000, WORD),
+        ("\N{SNOWMAN} ' OR 1", WORD),
+        ("gone", WORD),
+        ("abroad", WORD),
+        ("nobody", ""),
+        ("nobody", WORD),
+    ],
+)
+def test_whoever_is_not_let_in_costs_one_hash_and_gets_one_answer(house, hashes, user: str, password: str) -> None:
+    assert house.try_login(user, password) == REFUSED
+    assert hashes == [password]
+    assert house.seats["stranger"].account is None
+    assert house.accounts.sessions() == 0
+
+
+def test_the_hash_of_who_is_not_let_in_has_the_cost_of_one_who_is(house, monkeypatch) -> None:
+    costs: list[Cost] = []
+    derive = passwords._derive
+    monkeypatch.setattr(passwords, "_derive", lambda word, cost, salt: costs.append(cost) or derive(word, cost, salt))
+    for user in ("jsmith", "unknown", "gone", "abroad", "nobody"):
+        house.try_login(user, WORD)
+    assert costs == [CHEAP] * 5
+
+
+@pytest.mark.parametrize(
+    ("source", "enters"),
+    [
+        ("192.0.2.77", True),
+        ("192.0.3.1", False),
+        ("2001:db8:5::1", True),
+        ("2001:db9::1", False),
+        ("fe80::1%lo", False),
+    ],
+)
+def test_a_user_comes_from_his_networks_alone(house: House, source: str, enters: bool) -> None:
+    assert house.try_login("abroad", WORD, source) == (("", "") if enters else REFUSED)
+
+
+def test_a_second_login_in_a_session_is_a_conflict(house: House, hashes) -> None:
+    house.log_in("jsmith")
+    assert house.code("jsmith", "login", user="boss", password=WORD) == "conflict"
+    assert hashes == [WORD]
+
+
+def test_a_password_that_changes_while_it_is_checked_lets_nobody_in(house: House) -> None:
+    house.come("a")
+    begun = house.begin("a", "login", user="jsmith", password=WORD)
+    pending = next(begun)  # in work
+    house.put(_replaced(house, "jsmith", password=hash_password("another", CHEAP)))
+    house.wait(pending)
+    with pytest.raises(OperationError, match="together"):
+        house.finish(begun)
+
+
+def test_who_is_disabled_while_his_password_is_checked_is_not_let_in(house: House) -> None:
+    house.come("a")
+    begun = house.begin("a", "login", user="jsmith", password=WORD)
+    pending = next(begun)
+    house.put(_replaced(house, "jsmith", disabled=True))
+    house.wait(pending)
+    with pytest.raises(OperationError, match="together"):
+        house.finish(begun)
+
+
+def test_a_weaker_hash_is_replaced_at_login_and_the_history_does_not_show_it(house: House) -> None:
+    weak = hash_password(WORD, Cost(3, 1, 1))
+    house.put(_replaced(house, "jsmith", password=weak))
+    house.log_in("jsmith")
+    house.wait(_next_commit(house))
+    stored = house.store.get(User, "jsmith").password
+    assert stored.startswith("$scrypt$ln=4,")
+    house.log_in("jsmith")
+    (row,) = house.store.history(User, "jsmith", 0, 1)
+    assert (row.user, row.changes) == ("jsmith", {"password": ("", "")})
+
+
+def test_a_hash_that_is_replaced_meanwhile_keeps_nobody_out(house: House) -> None:
+    house.put(_replaced(house, "jsmith", password=hash_password(WORD, Cost(3, 1, 1))))
+    for seat, source in (("a", "192.0.2.1"), ("b", "192.0.2.2")):
+        house.come(seat, source)
+    one = house.begin("a", "login", user="jsmith", password=WORD)
+    two = house.begin("b", "login", user="jsmith", password=WORD)
+    jobs = next(one), next(two)
+    house.wait(jobs[0])
+    house.finish(one)
+    house.wait(_next_commit(house))
+    assert house.store.get(User, "jsmith").password.startswith("$scrypt$ln=4,")
+    house.wait(jobs[1])
+    house.finish(two)
+
+
+def test_memory_that_lacks_is_busy_and_no_failed_login(house: House) -> None:
+    house.put(_replaced(house, "jsmith", password=HASH.replace("ln=4,r=1", "ln=40,r=32")))
+    for _ in range(10):
+        assert house.try_login("jsmith", WORD)[0] == "busy"
+    assert house.seats["stranger"].closed_for == ""
+
+
+def _replaced(house: House, name: str, **fields: Any) -> User:
+    return replace(house.store.get(User, name), **fields)
+
+
+def _next_commit(house: House) -> Any:
+    with house.store.change(AUTHOR) as change:
+        change.put(change.get(User, "nobody"), "change")
+    return change.pending
+
+
+# ---- how many at once -----------------------------------------------------------------------------------------------
+
+
+def test_a_source_has_one_login_in_work_and_others_are_told_to_come_again(house: House) -> None:
+    house.come("a", "192.0.2.1")
+    house.come("b", "192.0.2.1")
+    house.come("c", "192.0.2.2")
+    begun = house.begin("a", "login", user="jsmith", password=WORD)
+    pending = next(begun)
+    assert house.code("b", "login", user="jsmith", password=WORD) == "busy"
+    assert house.code("c", "login", user="jsmith", password=WORD) == ""
+    house.wait(pending)
+    house.finish(begun)
+    assert house.code("b", "login", user="jsmith", password=WORD) == ""
+
+
+def test_a_full_queue_is_busy_but_not_for_a_source_that_is_vouched_for(build, monkeypatch) -> None:
+    house = build(password_queue="1")
+    house.log_in("jsmith", source="192.0.2.1")
+    until, free = threading.Event(), threading.Event()
+    derive = passwords._derive
+
+    def wait(*arguments: Any) -> bytes:
+        until.set()
+        assert free.wait(10)
+        return derive(*arguments)
+
+    monkeypatch.setattr(passwords, "_derive", wait)
+    waiting = []
+    for number in (2, 3):
+        house.come("x", f"192.0.2.{number}")
+        begun = house.begin("x", "login", user="unknown", password="x")
+        waiting.append((begun, next(begun)))
+        assert until.wait(10)  # the first is in work, the second fills the queue
+    assert house.try_login("jsmith", WORD, "192.0.2.4")[0] == "busy"
+    house.come("a", "192.0.2.1")
+    known = house.begin("a", "login", user="jsmith", password=WORD)
+    pending = next(known)
+    free.set()
+    house.wait(pending)
+    assert house.finish(known).user == "jsmith"
+    for begun, pending in waiting:
+        house.wait(pending)
+        with pytest.raises(OperationError):
+            house.finish(begun)
+
+
+def test_who_leaves_before_his_turn_costs_no_hash(house: House, monkeypatch) -> None:
+    dropped = []
+    monkeypatch.setattr(house.passwords, "drop", dropped.append)
+    house.come("a")
+    begun = house.begin("a", "login", user="jsmith", password=WORD)
+    job = next(begun)
+    begun.close()  # what the loop does with a connection that is gone
+    assert dropped == [job]
+    house.wait(job)
+
+
+# ---- failed logins --------------------------------------------------------------------------------------------------
+
+
+def test_five_different_failures_time_the_source_out(house: House) -> None:
+    for user, password in (("jsmith", "1"), ("jsmith", "2"), ("boss", "1"), ("unknown", "1")):
+        assert house.try_login(user, password) == REFUSED
+        assert house.seats["stranger"].closed_for == ""
+    assert house.try_login("gone", "1", "192.0.2.1") == REFUSED  # another source
+    assert house.seats["stranger"].closed_for == ""
+    assert house.try_login("unknown", "2") == REFUSED
+    assert house.seats["stranger"].closed_for == "login_failed"
+
+
+def test_a_script_with_an_old_password_is_never_timed_out(house: House) -> None:
+    for _ in range(50):
+        assert house.try_login("jsmith", "old") == REFUSED
+        assert house.seats["stranger"].closed_for == ""
+        house.tick += 1
+
+
+def test_a_good_login_between_forgives(house: House) -> None:
+    for word in "1234":
+        house.try_login("jsmith", word)
+    house.log_in("jsmith")
+    for word in "5678":
+        house.try_login("jsmith", word)
+    assert house.seats["stranger"].closed_for == ""
+
+
+def test_the_limit_is_an_option_that_may_change(build) -> None:
+    house = build(login_failures="2")
+    house.try_login("jsmith", "1")
+    house.accounts.configure(config.load(None, {}, {"login_failures": "3", "login_delay": "0 s"}))
+    house.try_login("jsmith", "2")
+    assert house.seats["stranger"].closed_for == ""
+    house.try_login("jsmith", "3")
+    assert house.seats["stranger"].closed_for == "login_failed"
+
+
+def test_who_leaves_before_the_answer_is_counted_all_the_same(house: House, hashes) -> None:
+    for word in "12345":
+        house.come("a")
+        begun = house.begin("a", "login", user="jsmith", password=word)
+        job = next(begun)
+        house.wait(job)
+        begun.close()
+    assert len(hashes) == 5
+    assert house.try_login("jsmith", WORD) == REFUSED
+    assert house.seats["stranger"].closed_for == "login_failed"
+    assert len(hashes) == 5
+    assert house.try_login("jsmith", WORD) == ("", "")  # one verdict for five
+
+
+def test_the_answer_to_a_failed_login_is_held_back_and_nobody_else_waits(build) -> None:
+    house = build(login_delay="4 s")
+    held = []
+    for delay in (0.25, 0.5, 1.0, 2.0):
+        house.come("a", "192.0.2.1")
+        begun = house.begin("a", "login", user="jsmith", password="old")
+        house.wait(next(begun))
+        held.append((next(begun), house.tick + delay, begun))
+    house.log_in("jsmith", source="192.0.2.1")  # of the same source and name, with the right password
+    house.log_in("boss", source="192.0.2.2")
+    for pending, end, begun in held:
+        house.tick = end - 0.01
+        house.accounts.turn()
+        assert not pending.done
+        house.tick = end
+        house.wait(pending)
+        with pytest.raises(OperationError, match="together"):
+            next(begun)
+
+
+def test_a_stranger_cannot_slow_the_owner_of_a_name_where_he_is_known(build) -> None:
+    house = build(login_delay="4 s")
+    house.log_in("jsmith", source="192.0.2.1")
+    for number in range(2, 9):
+        house.come("a", f"192.0.2.{number}")
+        begun = house.begin("a", "login", user="jsmith", password="guess")
+        house.wait(next(begun))
+        house.tick += 1
+        begun.close()
+    house.come("a", "192.0.2.1")
+    begun = house.begin("a", "login", user="jsmith", password="typo")
+    house.wait(next(begun))
+    pending = next(begun)
+    house.tick += 0.25
+    house.wait(pending)
+
+
+def test_the_owner_of_a_name_gets_in_at_once_from_anywhere_while_others_guess(build) -> None:
+    house = build(login_delay="4 s")
+    for number in range(2, 9):
+        house.come("a", f"192.0.2.{number}")
+        begun = house.begin("a", "login", user="jsmith", password="guess")
+        house.wait(next(begun))
+    house.log_in("jsmith", source="198.51.100.1")
+
+
+def test_a_good_login_vouches_for_its_source_and_a_bad_one_does_not(house: House) -> None:
+    house.try_login("jsmith", "wrong", "192.0.2.1")
+    assert house.vouched == []
+    house.log_in("jsmith", source="192.0.2.2")
+    assert house.vouched == ["192.0.2.2"]
+
+
+def test_without_vouching_no_source_is_vouched_for(build) -> None:
+    house = build(vouching="false")
+    house.log_in("jsmith")
+    assert house.vouched == []
+    house.accounts.configure(config.load(None, {}, {}))
+    house.log_in("jsmith")
+    assert house.vouched == ["127.0.0.2"]
+
+
+# ---- one's own session ----------------------------------------------------------------------------------------------
+
+OWN = ("logout", "whoami", "password", "user.list", "user.add", "session.list", "access.list")
+
+
+@pytest.mark.parametrize("operation", OWN)
+def test_before_a_login_there_is_nothing_else(house: House, operation: str) -> None:
+    house.come("a")
+    assert house.code("a", operation, user="x", old="x", new="y") == "login_first"
+
+
+def test_logout_ends_the_session(house: House) -> None:
+    seat = house.log_in("jsmith")
+    assert house.ask("jsmith", "logout") is None
+    assert seat.closed_for == "logged_out"
+
+
+def test_whoami_says_who_from_where_with_which_rights(house: House) -> None:
+    house.log_in("boss")
+    house.ask("boss", "access.set", user="jsmith", pattern="US*", level="write", catalog=True)
+    house.log_in("jsmith", source="192.0.2.1")
+    me = house.ask("jsmith", "whoami")
+    assert (me.user, me.administrator, me.source) == ("jsmith", False, "192.0.2.1")
+    assert me.access == [AccessRecord("jsmith", "US*", "write", catalog=True)]
+    house.log_in(SUPERUSER)
+    assert house.ask(SUPERUSER, "whoami").access == [AccessRecord(SUPERUSER, "*", "alter", catalog=True)]
+
+
+def test_a_user_changes_his_password_and_his_other_sessions_end(house: House) -> None:
+    other, seat = house.log_in("jsmith"), house.log_in("jsmith")
+    boss = house.log_in("boss")
+    done = house.ask("jsmith", "password", old=WORD, new="another horse")
+    assert (done.sequence, done.hash) == (house.store.sequence, house.store.hash)
+    assert (other.closed_for, seat.closed_for, boss.closed_for) == ("logged_out", "", "")
+    assert house.try_login("jsmith", WORD) == REFUSED
+    assert house.try_login("jsmith", "another horse") == ("", "")
+
+
+def test_the_old_password_is_asked_for_and_guesses_count(house: House) -> None:
+    seat = house.log_in("jsmith")
+    for word in "1234":
+        assert house.error("jsmith", "password", old=word, new="another horse") == REFUSED
+        assert seat.closed_for == ""
+    house.error("jsmith", "password", old="5", new="another horse")
+    assert seat.closed_for == "login_failed"
+    assert house.store.get(User, "jsmith").password == HASH
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [("1234567", "8 to 128"), ("x" * 129, "8 to 128"), ("", "8 to 128"), (WORD, "another than the old")],
+)
+def test_a_password_that_breaks_the_rule_is_refused_before_it_costs_anything(
+    house, hashes, new: str, says: str
+) -> None:
+    house.log_in("jsmith")
+    hashes.clear()
+    code, message = house.error("jsmith", "password", old=WORD, new=new)
+    assert code == "invalid"
+    assert says in message
+    assert not new or new not in message
+    assert hashes == []
+
+
+@pytest.mark.parametrize("new", ["12345678", "x" * 128, "\N{SNOWMAN}" * 8])
+def test_passwords_at_the_limits_of_the_rule(house: House, new: str) -> None:
+    house.log_in("jsmith")
+    house.ask("jsmith", "password", old=WORD, new=new)
+    house.log_in("jsmith", new)
+
+
+def test_of_two_changes_at_once_one_is_made(house: House) -> None:
+    first, second = house.log_in("jsmith", source="192.0.2.1"), house.log_in("jsmith", source="192.0.2.2")
+    house.seats["first"], house.seats["second"] = first, second
+    one = house.begin("first", "password", old=WORD, new="first horse")
+    two = house.begin("second", "password", old=WORD, new="second horse")
+    jobs = next(one), next(two)
+    for job in jobs:
+        house.wait(job)
+    house.finish(one)
+    with pytest.raises(OperationError, match="together"):
+        house.finish(two)
+    assert house.try_login("jsmith", "first horse") == ("", "")
+
+
+def test_a_change_during_a_commit_waits_for_it(house: House) -> None:
+    house.log_in("jsmith")
+    begun = house.begin("jsmith", "password", old=WORD, new="another horse")
+    house.wait(next(begun))
+    commit = _next_commit(house)
+    house.store.turn()  # it is under way
+    assert house.store.busy is commit
+    assert next(begun) is commit
+    house.wait(commit)
+    house.finish(begun)
+    house.log_in("jsmith", "another horse")
+
+
+def test_a_password_that_cannot_be_stored_is_not_changed(house: House) -> None:
+    seat = house.log_in("jsmith")
+    begun = house.begin("jsmith", "password", old=WORD, new="another horse")
+    house.wait(next(begun))
+    with house.full_disk(), pytest.raises(OperationError) as raised:
+        house.finish(begun)
+    assert raised.value.code == "storage"
+    assert seat.closed_for == ""
+    house.log_in("jsmith")
+
+
+# ---- sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_from_login_to_end(house: House) -> None:
+    house.log_in("boss")
+    seat = house.come("jsmith", "192.0.2.1", "scanner 1.0")
+    assert house.listed() == [("boss", "127.0.0.2")]
+    house.ask("jsmith", "login", user="jsmith", password=WORD)
+    seat.requests = 7
+    entry = house.ask("boss", "session.list").entries[1]
+    assert (entry.user, entry.source, entry.interface, entry.requests) == ("jsmith", "192.0.2.1", "scanner 1.0", 7)
+    house.end(seat)
+    house.end(seat)
+    assert house.listed() == [("boss", "127.0.0.2")]
+
+
+def test_an_administrator_disconnects_the_session_that_he_names(house: House) -> None:
+    house.log_in("boss")
+    seats = [house.log_in("jsmith") for _ in range(3)]
+    identity = house.ask("boss", "session.list").entries[2].id
+    house.ask("boss", "session.disconnect", id=identity)
+    assert [seat.closed_for for seat in seats] == ["", "logged_out", ""]
+    house.end(seats[1])
+    house.log_in("jsmith")
+    assert house.code("boss", "session.disconnect", id=identity) == "not_found"  # no number is used twice
+    assert house.code("boss", "session.disconnect", id=-1) == "not_found"
+
+
+# ---- the first password, and the host -------------------------------------------------------------------------------
+
+
+def test_the_first_start_leaves_a_password_that_works_once_and_must_be_changed(build) -> None:
+    house = build(empty=True)
+    house.accounts.first()
+    path = house.data / FIRST_PASSWORD
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    once = path.read_text().strip()
+    assert house.try_login(SUPERUSER, "wrong") == REFUSED
+    assert path.exists()
+    house.come("t")
+    assert house.ask("t", "login", user=SUPERUSER, password=once) == LoggedIn(SUPERUSER, True, True)
+    assert not path.exists()
+    for operation in ("user.list", "customer.list", "statistics"):
+        assert house.code("t", operation) == "password_change_first"
+    assert house.code("t", "access.set", user="x", pattern="*", level="read") == "password_change_first"
+    house.ask("t", "whoami")
+    house.ask("t", "password", old=once, new=WORD)
+    assert [user.user for user in house.ask("t", "user.list").entries] == [SUPERUSER]
+    assert house.try_login(SUPERUSER, once) == REFUSED
+
+
+def test_a_later_start_leaves_passwords_alone(build) -> None:
+    house = build(empty=True)
+    house.accounts.first()
+    before = (house.data / FIRST_PASSWORD).read_text()
+    house.accounts.first()
+    assert (house.data / FIRST_PASSWORD).read_text() == before
+    (house.data / FIRST_PASSWORD).unlink()
+    house.accounts.first()
+    assert not (house.data / FIRST_PASSWORD).exists()
+
+
+def test_a_first_password_that_cannot_be_written_makes_no_user(build) -> None:
+    house = build(empty=True)
+    (house.data / FIRST_PASSWORD).mkdir()
+    with pytest.raises(StoreError, match=r"first-password: not written: .*: make"):
+        house.accounts.first()
+    assert house.store.all(User) == []
+    (house.data / FIRST_PASSWORD).rmdir()
+    house.accounts.first()
+    assert house.store.all(User)
+
+
+def test_a_first_password_that_cannot_be_removed_is_said_and_lets_in(build, caplog) -> None:
+    house = build(empty=True)
+    house.accounts.first()
+    path = house.data / FIRST_PASSWORD
+    once = path.read_text().strip()
+    path.unlink()
+    path.mkdir()
+    with caplog.at_level("INFO", "tt"):
+        assert house.try_login(SUPERUSER, once) == ("", "")
+    assert "first password used, and its file not removed" in caplog.messages
+
+
+def test_the_host_gives_a_user_a_new_password_and_ends_his_sessions(house: House) -> None:
+    seat = house.log_in("abroad", source="192.0.2.1")
+    later = house.accounts.reset("abroad", HOST)
+    done = house.finish(later)
+    assert seat.closed_for == "logged_out"
+    assert house.try_login("abroad", WORD, "192.0.2.1") == REFUSED
+    assert house.try_login("abroad", done.password) == REFUSED  # his networks stay
+    house.come("a", "192.0.2.1")
+    assert house.ask("a", "login", user="abroad", password=done.password) == LoggedIn("abroad", False, True)
+    (row,) = house.store.history(User, "abroad", 0, 1)
+    assert (row.sequence, row.user, row.source) == (done.sequence, "", "local")
+
+
+def test_the_host_lets_tapemaster_in_who_locked_himself_out(house: House) -> None:
+    house.put(_replaced(house, SUPERUSER, networks="192.0.2.1/32"))
+    (house.data / FIRST_PASSWORD).write_text("no longer right\n")
+    done = house.finish(house.accounts.reset(SUPERUSER, HOST))
+    assert not (house.data / FIRST_PASSWORD).exists()
+    assert house.try_login(SUPERUSER, done.password) == ("", "")
+
+
+def test_the_host_is_told_what_is_wrong(house: House) -> None:
+    with pytest.raises(OperationError, match="there is no user 'unknown'"):
+        house.finish(house.accounts.reset("unknown", HOST))
+    later = house.accounts.reset("jsmith", HOST)
+    with house.full_disk(), pytest.raises(OperationError) as raised:
+        house.finish(later)
+    assert raised.value.code == "storage"
+    house.log_in("jsmith")
+
+
+def test_without_a_server_the_file_itself_is_changed(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        pass
+    store = Store(tmp_path / "tapetrack.db")
+    (tmp_path / FIRST_PASSWORD).write_text("x\n")
+    done = reset_in_file(store, tmp_path, SUPERUSER)
+    assert not (tmp_path / FIRST_PASSWORD).exists()
+    with pytest.raises(OperationError, match="no user"):
+        reset_in_file(store, tmp_path, "unknown")
+    store.close()
+    with House(tmp_path, empty=True) as house:
+        assert (house.store.sequence, house.store.hash) == (done.sequence, done.hash)
+        house.come("a")
+        assert house.ask("a", "login", user=SUPERUSER, password=done.password).must_change_password
+        house.wait(_next_commit(house))  # the cheaper hash of this test
+
+
+def test_nothing_stays_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with House(tmp_path) as house:
+        house.log_in("jsmith")
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+# ---- over the wire --------------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """A connection to a server with the operations of a house."""
+
+    def __init__(self, server: Running, source: str) -> None:
+        self._server = server
+        self.socket, self._transport = server.handshake(source)
+
+    def ask(self, operation: str, **arguments: Any) -> Any:
+        """The result, or the code of the error."""
+        request = Request(1, operation, msgspec.Raw(msgspec.msgpack.encode(arguments)))
+        self.socket.sendall(self._server.seal(self._transport, b"\0" + encode_requests([request])))
+        plaintext = self._server.read_plaintext(self.socket, self._transport)
+        assert plaintext[0] == 0
+        (reply,) = decode_replies(plaintext[1:])
+        return reply.error.code if reply.error else msgspec.msgpack.decode(reply.result)
+
+
+@pytest.fixture
+def serve(build, run_server) -> Iterator[Callable[..., tuple[Running, House]]]:
+    """A server with the operations of a house; what it waits for is real time."""
+    watched: list[tuple[Running, int]] = []
+
+    def start(**options: Any) -> tuple[Running, House]:
+        house = build(real_time=True, login_delay="0.5 s")
+        server = run_server(house.operations, **options)
+        server.dispatcher.ended = house.accounts.ended
+        for part in (house.store, house.passwords, house.accounts):
+            server.server.watch(part.descriptor, lambda _readable, _writable, part=part: part.turn())
+            watched.append((server, part.descriptor))
+        return server, house
+
+    yield start
+    for server, descriptor in watched:
+        server.server.unwatch(descriptor)
+
+
+def test_a_session_from_login_to_logout(serve) -> None:
+    server, house = serve()
+    peer = Peer(server, "127.0.0.2")
+    assert peer.ask("whoami") == "login_first"
+    assert peer.ask("login", user="jsmith", password=WORD) == ["jsmith", False, False]
+    assert peer.ask("whoami") == ["jsmith", False, "127.0.0.2", []]
+    assert peer.ask("logout") is None
+    assert until_end(peer.socket) == b""
+    until("the session is over", lambda: house.accounts.sessions() == 0)
+    assert server.closed("logged_out") == 1
+
+
+def test_an_administrator_ends_a_session_over_the_wire(serve) -> None:
+    server, house = serve()
+    boss, peer = Peer(server, "127.0.0.2"), Peer(server, "127.0.0.3")
+    boss.ask("login", user="boss", password=WORD)
+    peer.ask("login", user="jsmith", password=WORD)
+    sessions = boss.ask("session.list")
+    assert [entry[1:4] for entry in sessions[0]] == [["boss", "127.0.0.2", "test"], ["jsmith", "127.0.0.3", "test"]]
+    assert boss.ask("session.disconnect", id=sessions[0][1][0]) is None
+    assert until_end(peer.socket) == b""
+    until("the session is over", lambda: house.accounts.sessions() == 1)
+    assert boss.ask("user.add", user="new")[0] != ""
+    assert boss.ask("user.change", user="new", disabled=True)
+
+
+def test_failed_logins_are_held_back_and_end_in_a_time_out(serve) -> None:
+    server, _ = serve()
+    delays = []
+    for word in "1234":
+        peer = Peer(server, "127.0.0.2")
+        began = time.monotonic()
+        assert peer.ask("login", user="jsmith", password=word) == "login"
+        delays.append(time.monotonic() - began)
+    assert [delay >= least for delay, least in zip(delays, (0.25, 0.5, 0.5, 0.5), strict=True)] == [True] * 4
+    peer = Peer(server, "127.0.0.2")
+    with pytest.raises((ConnectionError, AssertionError)):
+        peer.ask("login", user="jsmith", password="5")
+    assert server.await_timed_out("127.0.0.2")["reason"] == "login_failed"
+    other = Peer(server, "127.0.0.3")
+    assert other.ask("login", user="jsmith", password=WORD) == ["jsmith", False, False]
+
+
+def test_who_leaves_during_the_hash_or_the_delay_leaves_nothing_behind(serve) -> None:
+    server, house = serve()
+    for _ in range(10):
+        for word in (WORD, "wrong"):
+            peer = Peer(server, "127.0.0.2")
+            request = Request(1, "login", msgspec.Raw(msgspec.msgpack.encode({"user": "jsmith", "password": word})))
+            peer.socket.sendall(server.seal(peer._transport, b"\0" + encode_requests([request])))
+            reset(peer.socket)
+    peer = Peer(server, "127.0.0.3")
+    assert peer.ask("login", user="boss", password=WORD) == ["boss", True, False]
+    until("only one session", lambda: house.accounts.sessions() == 1)
+    until("its source is free", lambda: not house.passwords._sources)

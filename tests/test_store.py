@@ -1,0 +1,844 @@
+"""tt/catalog/store.py and schema.py: what was acknowledged is there, and what failed has not happened."""
+
+import itertools
+import os
+import random
+import resource
+import select
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from process import need, plain_environment
+
+from tt.catalog import schema, store
+from tt.catalog.chain import START, Report, verify
+from tt.catalog.model import Access, Certificate, Customer, Media, Repository, User, Volume
+from tt.catalog.store import Author, Change, Store, StoreError
+
+AUTHOR = Author("jsmith", "tt 0.1", "192.0.2.7")
+NOON = 1_800_000_000.25  # s since 1970 UTC
+PATIENCE = 10_000  # ms
+MEDIA = "US01.LTO"
+ONE, TWO, THREE = (f"{MEDIA}.A0000{number}" for number in (1, 2, 3))
+
+
+def settle(opened: Store) -> None:
+    """Turn as the loop does, until all that was written is on disk or has failed."""
+    ready = select.poll()
+    ready.register(opened.descriptor, select.POLLIN)
+    while opened.busy is not None or ready.poll(0):
+        assert ready.poll(PATIENCE), "nothing woke the loop"
+        opened.turn()
+
+
+def write(opened: Store, *records, event: str = "add") -> Change:
+    """One change of these records, in the open group."""
+    with opened.change(AUTHOR) as change:
+        for record in records:
+            change.put(record, event)
+    return change
+
+
+def altered(opened: Store, name: str, event: str = "change", **fields) -> Change:
+    """One change of a Volume."""
+    with opened.change(AUTHOR) as change:
+        change.put(replace(change.get(Volume, name), **fields), event)
+    return change
+
+
+def filled(path: Path, **options) -> Store:
+    """A catalogue with one Media type, two Repositories and two Volumes in the first of them."""
+    opened = Store(path, clock=lambda: NOON, **options)
+    write(opened, Customer("US01", "one"), Media(MEDIA), Repository(f"{MEDIA}.VLT1"), Repository(f"{MEDIA}.VLT2"))
+    write(opened, Volume(ONE, "VLT1"), Volume(TWO, "VLT1", description="two"))
+    settle(opened)
+    return opened
+
+
+def all_of(opened: Store) -> tuple[object, ...]:
+    """What a reader can see."""
+    volumes = opened.volumes("", "~", limit=1_000_000)
+    moving = opened.volumes("", "~", moving=True, limit=1_000_000)
+    kept = [opened.all(kind) for kind in (Customer, Media, Repository, User, Access, Certificate)]
+    gets = [opened.get(Volume, name) for name in (ONE, TWO, THREE)]
+    return opened.sequence, opened.hash, opened.count(), opened.moving, volumes, moving, kept, gets
+
+
+def holds(path: Path) -> Report:
+    report = verify(path)
+    assert report.problem == ""
+    return report
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tapetrack.db"
+
+
+@pytest.fixture
+def catalogue(path: Path) -> Iterator[Store]:
+    opened = filled(path)
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def no_file_grows() -> Iterator[None]:
+    """The kernel lets no file of this process become longer than a byte (EFBIG), as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# ---- changes and commits --------------------------------------------------------------------------------------------
+
+
+def test_readers_see_a_change_when_it_is_on_disk_and_other_changes_at_once(catalogue: Store) -> None:
+    before = all_of(catalogue)
+    first = altered(catalogue, ONE, "move", target="VLT2", requested=5)
+    with catalogue.change(AUTHOR) as second:
+        assert second.get(Volume, ONE).target == "VLT2"
+        assert second.sequence == first.sequence
+        second.put(replace(second.get(Volume, ONE), target="", requested=0), "cancel")
+        assert second.get(Volume, ONE).last == second.sequence == first.sequence + 1
+    write(catalogue, Volume(THREE, "VLT1"))
+    assert all_of(catalogue) == before
+    assert first.pending is second.pending
+    assert not first.pending.done
+    catalogue.turn()
+    assert catalogue.busy is first.pending
+    assert all_of(catalogue)[:4] == before[:4]
+    settle(catalogue)
+    assert first.pending.done
+    assert first.pending.error is None
+    assert catalogue.get(Volume, ONE) == replace(before[-1][0], last=second.sequence)
+    assert (catalogue.sequence, catalogue.count(MEDIA), catalogue.moving) == (second.sequence + 1, 3, 0)
+    assert catalogue.commits == 2
+
+
+def test_all_is_there_again_after_a_restart(path: Path) -> None:
+    opened = filled(path)
+    write(opened, User("jo", password="hash", administrator=True), Access("jo US*", 2, True))
+    write(opened, Certificate(f"{MEDIA}.VLT1 20261123T101500.000001Z", "jo", 1, "A00009", "A00001 A00002"))
+    write(opened, Repository(f"{MEDIA}.OUT", kind="transport", offsite=True, next="VLT2", allow_deletes=True))
+    altered(opened, TWO, "move", target="VLT2", requested=5, flags="EL", move_date="2026-12-24", scanned="VLT1")
+    settle(opened)
+    before = all_of(opened)
+    opened.close()
+    assert os.listdir(path.parent) == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = Store(path)
+    assert all_of(again) == before
+    assert type(again.all(User)[0].administrator) is bool
+    again.close()
+    assert holds(path).records == before[0] - 1  # each was added by a row, and one changed by another
+
+
+def test_an_empty_catalogue_has_no_history(path: Path) -> None:
+    opened = Store(path)
+    assert (opened.sequence, opened.hash, opened.count(), opened.all(Customer)) == (0, START, 0, [])
+    assert opened.volumes("", "~", limit=9) == opened.volumes("", "~", repository=f"{MEDIA}.VLT1", limit=9) == []
+    opened.close()
+    assert holds(path).head == (0, START)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "behind another change of the group"])
+def test_an_exception_takes_a_change_of_several_records_back_and_no_other(catalogue: Store, alone: bool) -> None:
+    before = all_of(catalogue)
+    kept = None if alone else altered(catalogue, TWO, description="new")
+    with pytest.raises(ZeroDivisionError), catalogue.change(AUTHOR) as change:  # noqa: PT012 - it is about the block
+        change.put(Volume(THREE, "VLT1"), "add")
+        change.put(replace(change.get(Volume, ONE), target="VLT2", requested=5), "move")
+        change.delete(change.get(Volume, TWO), "delete")
+        change.put(Customer("US02"), "add")
+        assert (change.count(MEDIA), change.get(Volume, TWO), change.sequence) == (2, None, before[0] + 4 + (not alone))
+        1 / 0  # noqa: B018
+    with catalogue.change(AUTHOR) as change:
+        assert change.sequence == before[0] + (not alone)
+        assert change.get(Volume, TWO).description == ("two" if alone else "new")
+        assert change.get(Volume, THREE) is change.get(Customer, "US02") is None
+        assert change.count(MEDIA) == 2
+    settle(catalogue)
+    if kept is None:
+        assert all_of(catalogue) == before
+    else:
+        assert kept.pending.error is None
+        assert (catalogue.sequence, catalogue.hash) == (kept.sequence, kept.hash)
+    assert holds(catalogue.path).head == (catalogue.sequence, catalogue.hash)
+
+
+def test_an_answer_that_changes_nothing_waits_for_what_it_may_have_read(catalogue: Store) -> None:
+    with catalogue.change(AUTHOR) as idle:
+        idle.get(Volume, ONE)
+    assert idle.pending.done
+    written = altered(catalogue, ONE, description="x")
+    with catalogue.change(AUTHOR) as reads:
+        reads.get(Volume, ONE)
+    assert reads.pending is written.pending
+    settle(catalogue)
+
+
+def test_a_record_that_others_have_changed_since_it_was_read_is_not_written(catalogue: Store) -> None:
+    stale = catalogue.get(Volume, ONE)
+    altered(catalogue, ONE, description="theirs")
+    for record in (
+        replace(stale, description="mine"),
+        replace(stale, row=0),
+        Volume(ONE, "VLT2"),
+        Volume(THREE, "VLT1", row=9),
+    ):
+        with pytest.raises(ValueError, match="as this change sees it"):
+            write(catalogue, record)
+    with pytest.raises(ValueError, match="as this change sees it"), catalogue.change(AUTHOR) as change:
+        change.delete(stale, "delete")
+    with pytest.raises(ValueError, match="no such Media type"):
+        write(catalogue, Volume("US01.DLT.A00001", "VLT1"))
+    settle(catalogue)
+    assert catalogue.get(Volume, ONE).description == "theirs"
+    assert catalogue.count() == 2
+
+
+def test_nothing_is_written_during_a_commit_nor_in_two_changes_at_once(catalogue: Store) -> None:
+    altered(catalogue, ONE, description="x")
+    catalogue.turn()
+    with pytest.raises(RuntimeError):
+        catalogue.change(AUTHOR)
+    settle(catalogue)
+    with catalogue.change(AUTHOR), pytest.raises(RuntimeError):
+        catalogue.change(AUTHOR)
+
+
+def test_who_waited_for_a_commit_writes_into_the_next_group(catalogue: Store) -> None:
+    told = []
+    first = altered(catalogue, ONE, description="1")
+    catalogue.turn()
+    for number in (2, 3):
+        catalogue.busy.when_done(lambda number=number: told.append(altered(catalogue, ONE, description=f"{number}")))
+    settle(catalogue)
+    assert [change.sequence for change in told] == [first.sequence + 1, first.sequence + 2]
+    assert told[0].pending is told[1].pending
+    assert told[0].pending.done
+    assert catalogue.get(Volume, ONE).description == "3"
+
+
+# ---- history --------------------------------------------------------------------------------------------------------
+
+
+def test_history_tells_who_when_where_and_what_newest_first(catalogue: Store) -> None:
+    moved = altered(catalogue, ONE, "move", target="VLT2", requested=5, move_date="2026-12-24")
+    altered(catalogue, TWO, description="between")
+    scanned = altered(catalogue, ONE, "scan_in", current="VLT2", target="", scanned="VLT2", requested=0, flags="C")
+    seen = altered(catalogue, ONE, "scan_in")
+    settle(catalogue)
+    rows = catalogue.history(Volume, ONE, 0, 10)
+    assert [(row.sequence, row.event, row.place, row.changes) for row in rows] == [
+        (seen.sequence, "scan_in", "VLT2", {}),
+        (
+            scanned.sequence,
+            "scan_in",
+            "VLT1",
+            {
+                "current": ("VLT1", "VLT2"),
+                "target": ("VLT2", ""),
+                "scanned": ("", "VLT2"),
+                "flags": ("", "C"),
+                "requested": (5, 0),
+            },
+        ),
+        (
+            moved.sequence,
+            "move",
+            "VLT1",
+            {"target": ("", "VLT2"), "requested": (0, 5), "move_date": ("", "2026-12-24")},
+        ),
+        (5, "add", "VLT1", {"current": (None, "VLT1")}),
+    ]
+    assert {(row.name, row.time, row.user, row.interface, row.source) for row in rows} == {
+        (ONE, int(NOON * 1_000_000), *AUTHOR)
+    }
+    assert [row.previous for row in rows] == [row.sequence for row in rows[1:]] + [0]
+    assert rows[0].hash == seen.hash
+    # By pages; what is no row of this record leads nowhere.
+    assert catalogue.history(Volume, ONE, 0, 2) == rows[:2]
+    assert catalogue.history(Volume, ONE, rows[1].sequence, 9) == rows[2:]
+    assert catalogue.history(Volume, ONE, rows[-1].sequence, 9) == []
+    assert catalogue.history(Volume, ONE, 6, 9) == catalogue.history(Volume, THREE, 0, 9) == []
+    assert catalogue.history(Repository, f"{MEDIA}.VLT1", 0, 9)[0].changes == {"kind": (None, "rack")}
+
+
+def test_a_deleted_record_keeps_its_history_and_a_new_one_of_its_name_goes_on_with_it(catalogue: Store) -> None:
+    write(catalogue, Access("jo US01", 2))
+    with catalogue.change(AUTHOR) as change:
+        change.delete(change.get(Volume, TWO), "delete")
+        change.delete(change.get(Access, "jo US01"), "delete")
+    settle(catalogue)
+    assert (catalogue.get(Volume, TWO), catalogue.count(MEDIA), catalogue.all(Access)) == (None, 1, [])
+    assert [row.event for row in catalogue.history(Volume, TWO, 0, 9)] == ["delete", "add"]
+    assert catalogue.history(Volume, TWO, 0, 1)[0].changes == {"current": ("VLT1", None), "description": ("two", None)}
+    write(catalogue, Volume(TWO, "VLT2"))
+    settle(catalogue)
+    rows = catalogue.history(Volume, TWO, 0, 9)
+    assert [(row.event, row.place) for row in rows] == [("add", "VLT2"), ("delete", "VLT1"), ("add", "VLT1")]
+    assert rows[0].previous == rows[1].sequence
+    assert catalogue.history(Access, "jo US01", 0, 9)[0].name == "access jo US01"
+    assert catalogue.count(MEDIA) == 2
+    assert holds(catalogue.path).records == 7  # with the end of the access entry
+
+
+def test_no_password_ever_stands_in_the_history(catalogue: Store) -> None:
+    write(catalogue, User("jo", password="first-hash"))
+    with catalogue.change(AUTHOR) as change:
+        change.put(replace(change.get(User, "jo"), password="second-hash", disabled=True), "change")
+    with catalogue.change(AUTHOR) as change:
+        change.delete(change.get(User, "jo"), "delete")
+    settle(catalogue)
+    rows = catalogue.history(User, "jo", 0, 9)
+    assert [row.changes for row in rows] == [
+        {"password": ("", None), "disabled": (True, None)},
+        {"password": ("", ""), "disabled": (False, True)},
+        {"password": (None, "")},
+    ]
+    with closing(sqlite3.connect(catalogue.path)) as file:
+        assert not [row for row in file.execute("SELECT * FROM history") if "hash" in repr(row[:-1])]
+    assert holds(catalogue.path)
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE history SET place = 'X'", "DELETE FROM history", "DELETE FROM history WHERE sequence = 6"]
+)
+def test_the_database_itself_refuses_to_change_history(catalogue: Store, statement: str) -> None:
+    with (
+        closing(sqlite3.connect(catalogue.path)) as file,
+        pytest.raises(sqlite3.IntegrityError, match="history is never"),
+    ):
+        file.execute(statement)
+
+
+# ---- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_lists_of_the_structure_are_sorted_and_take_a_prefix(catalogue: Store) -> None:
+    assert [one.name for one in catalogue.all(Repository, f"{MEDIA}.")] == [f"{MEDIA}.VLT1", f"{MEDIA}.VLT2"]
+    write(catalogue, Repository(f"{MEDIA}.AAAA"), Media("US01.DLT"), Customer("US010"), Repository("US01.DLT.VLT1"))
+    settle(catalogue)
+    names = [f"{MEDIA}.AAAA", f"{MEDIA}.VLT1", f"{MEDIA}.VLT2"]
+    assert [one.name for one in catalogue.all(Repository, f"{MEDIA}.")] == names
+    assert [one.name for one in catalogue.all(Repository)] == ["US01.DLT.VLT1", *names]
+    assert [one.name for one in catalogue.all(Media, "US01.")] == ["US01.DLT", MEDIA]
+    assert catalogue.all(Media, "US02.") == []
+
+
+def test_certificates_come_newest_first_and_in_lists_without_their_names(catalogue: Store) -> None:
+    days = [f"202611{day}T101500.000001Z" for day in (21, 22, 23)]
+    write(
+        catalogue, *(Certificate(f"{MEDIA}.VLT1 {day}", "jo", 7, "A00009", "A00001") for day in days), event="reconcile"
+    )
+    write(catalogue, Certificate(f"{MEDIA}.VLT2 {days[0]}", "jo"), Certificate(f"{MEDIA}.VLT {days[0]}", "jo"))
+    settle(catalogue)
+    found = catalogue.certificates(f"{MEDIA}.VLT1", 2)
+    assert [(one.name, one.correct, one.surplus) for one in found] == [
+        (f"{MEDIA}.VLT1 {day}", 7, "") for day in reversed(days[1:])
+    ]
+    assert catalogue.get(Certificate, f"{MEDIA}.VLT1 {days[0]}").deficit == "A00001"
+
+
+def test_memory_holds_no_more_volumes_than_asked_for_and_the_last_used(path: Path) -> None:
+    opened = filled(path, cache=3)
+    write(opened, *(Volume(f"{MEDIA}.B{number:05}", "VLT1") for number in range(50)))
+    settle(opened)
+    assert len(opened._volumes) == 3
+    for name in (ONE, f"{MEDIA}.B00049", TWO, THREE, ONE, f"{MEDIA}.B00001"):
+        opened.get(Volume, name)
+    assert list(opened._volumes) == [TWO, ONE, f"{MEDIA}.B00001"]
+    altered(opened, TWO, description="seen")
+    settle(opened)
+    assert opened.get(Volume, TWO).description == "seen"
+    opened.close()
+
+
+MANY = 100_000
+PLACES = [f"P{number}" for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """MANY Volumes of two Media types, spread over ten Repositories each; every 50th moves."""
+    opened = Store(tmp_path_factory.mktemp("large") / "tapetrack.db", cache=100)
+    medias = (MEDIA, "US01.DLT")
+    write(
+        opened,
+        Customer("US01"),
+        *map(Media, medias),
+        *(Repository(f"{media}.{at}") for media in medias for at in PLACES),
+    )
+    for first in range(0, MANY, 5000):
+        write(opened, *map(one_of_many, range(first, first + 5000)))
+        settle(opened)
+    yield opened
+    opened.close()
+
+
+def one_of_many(number: int) -> Volume:
+    media = MEDIA if number % 3 else "US01.DLT"
+    moving = {"target": PLACES[number // 50 % 10], "requested": 1} if number % 50 == 0 else {}
+    return Volume(f"{media}.A{number * 7919 % MANY:06}", PLACES[number // 7 % 10], **moving)
+
+
+@pytest.mark.parametrize(
+    ("fits", "only"),
+    [
+        (lambda volume: True, {}),
+        (lambda volume: volume.current == "P3" and volume.name.startswith(MEDIA), {"repository": f"{MEDIA}.P3"}),
+        (lambda volume: volume.target == "P4" and volume.name.startswith(MEDIA), {"target": f"{MEDIA}.P4"}),
+        (lambda volume: volume.target, {"moving": True}),
+        (lambda volume: volume.target, {"moving": True, "repository": f"{MEDIA}.P3"}),
+        (
+            lambda volume: volume.target == "P4" and volume.name.startswith(MEDIA),
+            {"target": f"{MEDIA}.P4", "moving": True},
+        ),
+    ],
+    ids=["all", "repository", "target", "moving", "moving, not repository", "target, not moving"],
+)
+def test_pages_of_a_hundred_thousand_volumes_come_by_name_whole_and_once(
+    large: Store, fits: Callable[[Volume], object], only: dict
+) -> None:
+    expected = sorted(volume.name for volume in map(one_of_many, range(MANY)) if fits(volume))
+    found: list[str] = []
+    position = ""
+    while True:
+        page = large.volumes(position, "~", limit=1000, **only)
+        found += [volume.name for volume in page]
+        if len(page) < 1000:
+            break
+        position = found[-1]
+    assert found == expected
+    assert (large.count(), large.count(MEDIA)) == (MANY, sum(number % 3 > 0 for number in range(MANY)))
+    some = expected[10:-10]
+    assert [volume.name for volume in large.volumes(some[0], some[-1], limit=MANY, **only)] == some[1:-1]
+
+
+def test_no_read_scans_a_table_or_sorts(large: Store) -> None:
+    volumes = [store._BY_NAME, store._BY_CURRENT, store._BY_TARGET, store._BY_MOVING]
+    statements = [*volumes, store._WALK, store._DELETED, store._NO_LONGER_DELETED, store._CERTIFICATES]
+    statements += [f"{table.select} WHERE name = ?" for table in schema.TABLES.values()]
+    statements += [f"UPDATE {table.name} SET last = 1 WHERE row = ?" for table in schema.TABLES.values()]
+    for statement in statements:
+        plan = large._reader.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * statement.count("?")).fetchall()
+        steps = [step[-1] for step in plan]
+        assert any(step.startswith("SEARCH") for step in steps), (statement, steps)
+        assert not [step for step in steps if "TEMP B-TREE" in step], (statement, steps)
+        assert {step for step in steps if step.startswith("SCAN")} <= {"SCAN walk"}, (statement, steps)
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_that_fails_has_not_happened_and_the_next_one_goes_on(catalogue: Store) -> None:
+    before = all_of(catalogue)
+    changes = [altered(catalogue, ONE, description=f"lost {number}") for number in range(3)]
+    changes.append(write(catalogue, Volume(THREE, "VLT1"), Customer("US02")))
+    with no_file_grows():
+        settle(catalogue)
+    errors = {change.pending.error for change in changes}
+    assert len(errors) == 1
+    assert "disk" in str(error := errors.pop())
+    assert isinstance(error, StoreError)
+    assert all_of(catalogue) == before
+    kept = altered(catalogue, ONE, description="kept")
+    assert kept.sequence == before[0] + 1
+    settle(catalogue)
+    assert kept.pending.error is None
+    assert catalogue.get(Volume, ONE).description == "kept"
+    assert holds(catalogue.path).head == (kept.sequence, kept.hash)
+
+
+def test_close_after_a_fault_and_twice_is_harmless(path: Path) -> None:
+    opened = filled(path)
+    head = opened.sequence, opened.hash
+    lost = altered(opened, ONE, description="lost")
+    with no_file_grows():
+        opened.close()
+    assert isinstance(lost.pending.error, StoreError)
+    opened.close()
+    with pytest.raises(StoreError, match="closed"):
+        opened.change(AUTHOR)
+    assert holds(path).head == head
+
+
+def test_close_commits_what_is_open_and_waits_for_what_is_under_way(path: Path) -> None:
+    opened = filled(path)
+    first = altered(opened, ONE, description="under way")
+    opened.turn()
+    opened.close()
+    assert first.pending.error is None
+    opened = Store(path)
+    second = altered(opened, ONE, description="open")
+    opened.close()
+    assert second.pending.done
+    assert second.pending.error is None
+    assert holds(path).head == (second.sequence, second.hash)
+
+
+def test_a_group_that_sqlite_itself_ends_fails_as_a_whole_and_says_so(catalogue: Store) -> None:
+    """As when the disk is full while pages are written before their COMMIT; here the file may have no more pages."""
+    before = all_of(catalogue)
+    early = altered(catalogue, ONE, description="early")
+    (pages,) = catalogue._writer.execute("PRAGMA page_count").fetchone()
+    catalogue._writer.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+    swallowed = []
+    with pytest.raises(StoreError, match="free some space"), catalogue.change(AUTHOR) as change:  # noqa: PT012
+        for number in itertools.count():
+            try:
+                change.put(Volume(f"{MEDIA}.B{number:05}", "VLT1", description="x" * 256), "add")
+            except StoreError as error:
+                swallowed.append(error)
+                if len(swallowed) == 2:  # what follows the first error must not be written outside of the group
+                    break
+    assert not early.pending.done
+    settle(catalogue)
+    assert isinstance(early.pending.error, StoreError)
+    assert all_of(catalogue) == before
+    catalogue._writer.execute("PRAGMA max_page_count = 1000000").fetchall()
+    kept = altered(catalogue, ONE, description="kept")
+    settle(catalogue)
+    assert kept.pending.error is None
+    assert holds(catalogue.path).head == (kept.sequence, kept.hash)
+
+
+def test_a_program_that_writes_to_the_file_stops_changes_but_loses_none(catalogue: Store) -> None:
+    with closing(sqlite3.connect(catalogue.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="another program is writing"):
+            altered(catalogue, ONE, description="x")
+        assert catalogue.get(Volume, ONE).description == ""
+        other.execute("ROLLBACK")
+        assert altered(catalogue, ONE, description="x").pending is not None
+        settle(catalogue)
+    second = Store(catalogue.path)
+    altered(second, TWO, description="by the other")
+    second.close()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="another program has written"):
+            altered(catalogue, TWO, description="by the first")
+    settle(catalogue)
+    assert holds(catalogue.path).head == (second.sequence, second.hash)
+
+
+def test_the_log_stays_short_under_load(catalogue: Store) -> None:
+    log = catalogue.path.with_name(catalogue.path.name + "-wal")
+    write(catalogue, *(Volume(f"{MEDIA}.B{number:05}", "VLT1", description="x" * 256) for number in range(3000)))
+    settle(catalogue)
+    written = 0
+    dice = random.Random(1)
+    while written < 60 << 20:
+        for _ in range(50):
+            altered(catalogue, f"{MEDIA}.B{dice.randrange(3000):05}", scanned=dice.choice(("VLT1", "VLT2")))
+        settle(catalogue)
+        written += 50 * 4096
+        assert log.stat().st_size < 2 * 4096 * schema.CHECKPOINT
+    assert schema.WAL_LIMIT >= 4096 * schema.CHECKPOINT
+
+
+LOAD = """
+import random, select, sys
+from pathlib import Path
+from msgspec.structs import replace
+from tt.catalog.model import Volume
+from tt.catalog.store import Author, Store
+
+store, dice = Store(Path(sys.argv[1])), random.Random()
+names = [volume.name for volume in store.volumes("", "~", limit=1000)]
+poll = select.poll()
+poll.register(store.descriptor, select.POLLIN)
+while True:
+    for _ in range(dice.randrange(1, 40)):
+        with store.change(Author("load", "test", "::1")) as change:
+            volume = change.get(Volume, dice.choice(names))
+            row = change.put(replace(volume, description=str(dice.random()), flags=dice.choice(("", "E"))), "change")
+    while not change.pending.done:
+        poll.poll()
+        store.turn()
+    assert change.pending.error is None
+    print(row.sequence, row.hash.hex(), volume.name, flush=True)
+"""
+
+
+def test_what_was_acknowledged_is_there_after_a_kill_at_any_moment(path: Path) -> None:
+    filled(path).close()
+    dice = random.Random(7)
+    for _ in range(12):
+        with subprocess.Popen([sys.executable, "-c", LOAD, path], stdout=subprocess.PIPE, text=True) as process:
+            acknowledged = [process.stdout.readline()]
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0, 0.05))
+            process.send_signal(signal.SIGKILL)
+            acknowledged += process.stdout.readlines()
+        assert process.returncode == -signal.SIGKILL
+        sequence, digest, name = acknowledged[-1].split()
+        opened = Store(path)
+        assert opened.sequence >= int(sequence)
+        rows = {row.sequence: row.hash for row in opened.history(Volume, name, 0, 100_000)}
+        assert rows[int(sequence)].hex() == digest
+        report = holds(path)
+        assert report.head == (opened.sequence, opened.hash)
+        opened.close()
+
+
+def test_a_change_whose_fsync_failed_does_not_come_back_after_a_kill(tmp_path: Path, path: Path) -> None:
+    """Its frames stand whole in the log: whoever recovers that takes them for committed, unless it was emptied."""
+    need("gcc")
+    fail = tmp_path / "fail"
+    source = """
+        #include <errno.h>
+        #include <stdlib.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        static int sync_unless_told(long call, int fd)
+        {
+            if (unlink(getenv("FAIL")) == 0) {
+                errno = EIO;
+                return -1;
+            }
+            return syscall(call, fd);
+        }
+        int fsync(int fd) { return sync_unless_told(SYS_fsync, fd); }
+        int fdatasync(int fd) { return sync_unless_told(SYS_fdatasync, fd); }
+    """
+    library = tmp_path / "fail.so"
+    command = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", library]
+    subprocess.run(command, input=textwrap.dedent(source), text=True, check=True, env=plain_environment())
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[3])
+        from test_store import ONE, altered, filled, settle
+        opened = filled(Path(sys.argv[1]))
+        kept = altered(opened, ONE, description="kept")
+        settle(opened)
+        Path(sys.argv[2]).touch()
+        lost = altered(opened, ONE, description="lost")
+        settle(opened)
+        assert not Path(sys.argv[2]).exists()
+        assert "disk of the catalogue fails" in str(lost.pending.error), lost.pending.error
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    preloaded = [one for one in (os.environ.get("LD_PRELOAD"),) if one]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), path, fail, Path(__file__).parent],
+        env=os.environ | {"LD_PRELOAD": ":".join([*preloaded, str(library)]), "FAIL": str(fail)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again = Store(path)
+    assert again.get(Volume, ONE).description == "kept"
+    again.close()
+    assert holds(path)
+
+
+# ---- real disks: a file system of its own, in a mount namespace -----------------------------------------------------
+
+
+def on_a_disk_of_its_own(place: Path, script: str) -> None:
+    """Run a script in a process that has a small tmpfs at `place`, where `path` is a catalogue."""
+    need("unshare", "mount", root=True)
+    head = """
+        import subprocess, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        from test_store import *
+        disk = Path(sys.argv[1])
+        path = disk / "tapetrack.db"
+    """
+    place.mkdir()
+    mount = 'mount -t tmpfs -o size=2m none "$1"; exec "$2" -c "$3" "$1" "$4"'
+    words = ["sh", place, sys.executable, textwrap.dedent(head) + textwrap.dedent(script), Path(__file__).parent]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", mount, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_on_a_full_disk_reads_go_on_writes_say_so_and_room_heals_it(tmp_path: Path) -> None:
+    on_a_disk_of_its_own(
+        tmp_path / "disk",
+        """
+        opened = filled(path)
+        acknowledged, errors = 0, []
+        filler = (disk / "filler").open("wb", buffering=0)
+        with suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        filler.truncate(filler.tell() - 40 * 4096)
+        for number in range(400):
+            try:
+                change = altered(opened, ONE, description=f"{number}" * 60)
+            except StoreError as error:
+                errors.append(error)
+                settle(opened)
+                continue
+            settle(opened)
+            if change.pending.error:
+                errors.append(change.pending.error)
+            else:
+                acknowledged = change.sequence
+            assert opened.get(Volume, ONE).last == acknowledged or not acknowledged
+            assert opened.get(Volume, TWO).description == "two"
+            assert len(opened.volumes("", "~", limit=9)) == 2
+        assert len(errors) > 100, len(errors)
+        assert {str(error).partition(": ")[0] for error in errors} == {"the disk of the catalogue is full"}
+        assert acknowledged <= opened.sequence
+        filler.close()
+        (disk / "filler").unlink()
+        healed = altered(opened, ONE, description="healed")
+        settle(opened)
+        assert healed.pending.error is None, healed.pending.error
+        assert healed.sequence == max(acknowledged, 6) + 1
+        opened.close()
+        assert holds(path).head == (healed.sequence, healed.hash)
+        """,
+    )
+
+
+def test_a_read_only_file_or_directory_is_refused_in_one_line(tmp_path: Path) -> None:
+    on_a_disk_of_its_own(
+        tmp_path / "disk",
+        """
+        filled(path).close()
+        (disk / "new").mkdir()
+        def refused(path, *words):
+            with pytest.raises(StoreError) as raised:
+                Store(path)
+            text = str(raised.value)
+            assert text.startswith(f"{path}: ") and "\\n" not in text, text
+            assert all(word in text for word in words), text
+        def run(*words):
+            subprocess.run(words, check=True)
+        run("mount", "--bind", path, path)
+        run("mount", "-o", "remount,ro,bind", path)
+        refused(path, "can be written")
+        run("umount", path)
+        run("mount", "-o", "remount,ro", disk)
+        refused(path, "can be written")
+        refused(disk / "another.db", "Read-only file system", "mount it writable")
+        assert verify(path).problem == ""
+        run("mount", "-o", "remount,rw", disk)
+        Store(path).close()
+        """,
+    )
+
+
+# ---- files that are not a catalogue ---------------------------------------------------------------------------------
+
+
+NEWER = len(schema.MIGRATIONS) + 1
+
+
+def text_file(path: Path) -> None:
+    path.write_text("PRAGMA this is no database\n" * 500)
+
+
+def other_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE volume (name)")
+
+
+def cut(path: Path) -> None:
+    filled(path).close()
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def page_overwritten(path: Path, number: int) -> None:
+    filled(path).close()
+    with path.open("r+b") as file:
+        file.seek(4096 * number + (100 if number == 0 else 0))
+        file.write(b"\x55" * 3000)
+
+
+def newer(path: Path) -> None:
+    filled(path).close()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute(f"PRAGMA user_version = {NEWER}")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (text_file, "no tape catalogue"),
+        (other_database, "no tape catalogue: give another file"),
+        (cut, "damaged: restore a backup"),
+        (lambda path: page_overwritten(path, 0), "damaged: restore a backup"),
+        (lambda path: page_overwritten(path, 1), "damaged: restore a backup"),
+        (newer, f"its version is {NEWER}, this tt reads up to {NEWER - 1}: use a newer tt"),
+        (lambda path: path.mkdir(), "it must be a file"),
+        (lambda path: path.symlink_to("nowhere/file"), "it must be a file"),
+    ],
+    ids=["text", "other database", "cut", "schema page", "table page", "newer", "directory", "dangling link"],
+)
+def test_what_is_no_catalogue_is_refused_in_one_line_and_left_as_it_is(
+    path: Path, make: Callable[[Path], None], says: str
+) -> None:
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StoreError) as raised:
+        Store(path)
+    text = str(raised.value)
+    assert text.startswith(f"{path}: ")
+    assert says in text
+    assert "\n" not in text
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_catalogue_in_no_directory_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none/tapetrack\.db: No such file or directory: make the directory"):
+        Store(tmp_path / "none" / "tapetrack.db")
+
+
+# ---- migrations -----------------------------------------------------------------------------------------------------
+
+
+def version_of(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as file:
+        return int(file.execute("PRAGMA user_version").fetchone()[0])
+
+
+STEPS = (
+    *schema.MIGRATIONS,
+    ("ALTER TABLE volume ADD COLUMN slot TEXT NOT NULL DEFAULT ''", "UPDATE volume SET slot = 'second'"),
+    ("UPDATE volume SET slot = slot || ' third'",),
+)
+
+
+def test_an_older_file_takes_the_steps_it_lacks_in_their_order(path: Path) -> None:
+    filled(path).close()
+    assert version_of(path) == 1
+    for _ in range(2):  # the second time there is nothing to do
+        schema.connect(path, lambda file, path: schema.migrate(file, path, STEPS)).close()
+        assert version_of(path) == 3
+        with closing(sqlite3.connect(path)) as file:
+            assert file.execute("SELECT DISTINCT slot FROM volume").fetchall() == [("second third",)]
+
+
+def test_a_step_that_fails_leaves_the_file_at_its_version(path: Path) -> None:
+    filled(path).close()
+    steps = (*STEPS, ("UPDATE volume SET slot = 'lost'", "UPDATE nowhere SET slot = 1"))
+    with pytest.raises(StoreError, match="no such table: nowhere"):
+        schema.connect(path, lambda file, path: schema.migrate(file, path, steps))
+    assert version_of(path) == 1
+    opened = Store(path)
+    assert opened.count() == 2
+    opened.close()
+    assert holds(path)

@@ -1,0 +1,253 @@
+"""The chain of custody in a catalogue's file: the hash of a row, `tt verify` and `tt backup`.
+
+`verify` proves that the rows of history are those that were written, in their order and without a gap; with an anchor,
+which was noted elsewhere, also that nobody made the chain anew up to there.  Then, that the history leads to the
+records as they stand: the changes that it tells of, added up, are what is there.
+Rules: both only read the catalogue, in one snapshot, beside a running server, in a process of their own (they take
+long).  Must not know how a change is made.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tt.catalog.schema import MIGRATIONS, SECRET, TABLES, StoreError, check_version, connect, explain
+
+START = bytes(32)  # what the first row is chained to
+HEAD = "SELECT sequence, hash FROM history ORDER BY sequence DESC LIMIT 1"
+# What the indexes go by has no history of its own.
+_MISLAID = (
+    "SELECT volume.name, volume.last FROM volume LEFT JOIN media ON media.row = volume.media WHERE media.name IS NULL"
+    " OR substr(volume.name, 1, length(media.name) + 1) <> media.name || '.' LIMIT 1"
+)
+_BUCKETS = 1 << 16
+_pack = msgspec.msgpack.Encoder().encode
+_Value = str | int | bool | None
+_unpack_changes = msgspec.json.Decoder(dict[str, tuple[_Value, _Value]]).decode
+
+
+class Head(NamedTuple):
+    """Where a chain ends, or an anchor: what a history must come by.  As text 12:a0b1..., the hash in hexadecimal."""
+
+    sequence: int
+    hash: bytes
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.hash.hex()}"
+
+
+class Report(NamedTuple):
+    """What `verify` found."""
+
+    head: Head  # the last row that was looked at
+    records: int  # how many were compared with the history
+    row: int  # the first row of history that is not as it was written, or that a record contradicts; 0: none
+    problem: str  # in one line; "": the chain holds
+
+
+def link(before: bytes, columns: Iterable[Any]) -> bytes:
+    """The hash of a row of history.
+
+    SHA-256 of the hash of the row before and of the row's other columns, in their order, as a MessagePack array in the
+    shortest form.
+    """
+    return sha256(before + _pack(columns)).digest()
+
+
+def parse_head(text: str) -> Head:
+    """A head from its text.  ValueError: it is none."""
+    sequence, _, digest = text.strip().partition(":")
+    if not (sequence.isascii() and sequence.isdigit() and len(digest) == 2 * len(START)):
+        raise ValueError("must be written SEQUENCE:HASH, as tt verify --head prints it")
+    return Head(int(sequence), bytes.fromhex(digest))
+
+
+def read_head(connection: sqlite3.Connection) -> Head:
+    """Where the chain of the file ends now."""
+    rows = connection.execute(HEAD).fetchall()
+    return Head(*rows[0]) if rows else Head(0, START)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verify
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def verify(path: Path, anchor: tuple[int, bytes] | None = None) -> Report:
+    """Walk the chain, then compare the records with it.  StoreError: the file cannot be read, or is damaged."""
+    with closing(_open_to_read(path)) as connection:
+        try:
+            connection.execute("BEGIN")
+            damage = connection.execute("PRAGMA integrity_check(1)").fetchall()[0][0]
+            if damage != "ok":
+                raise StoreError(f"{path}: the catalogue is damaged: restore a backup ({' '.join(damage.split())})")
+            return _verify(connection, anchor)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {explain(error)}") from error
+
+
+def _verify(connection: sqlite3.Connection, anchor: tuple[int, bytes] | None) -> Report:
+    sums = [0] * _BUCKETS
+    head = Head(0, START)
+    for row in connection.execute("SELECT * FROM history ORDER BY sequence"):
+        problem = _misfit(head, row, anchor)
+        if problem:
+            return Report(head, 0, min(row[0], head.sequence + 1), problem)
+        head = Head(row[0], row[-1])
+        for weight in _weights(*_told(row)):
+            sums[_bucket(row[6], row[7])] += weight
+    if anchor is not None and anchor[0] > head.sequence:
+        return Report(
+            head, 0, head.sequence + 1, f"rows {head.sequence + 1} to {anchor[0]} of the history were removed"
+        )
+    records = 0
+    for kind, name, fields in _records(connection):
+        records += 1
+        for weight in _weights(kind, name, fields):
+            sums[_bucket(kind, name)] -= weight
+    for bucket, total in enumerate(sums):
+        if total:
+            return Report(head, records, *_contradiction(connection, bucket))
+    for name, last in connection.execute(_MISLAID).fetchall():
+        return Report(head, records, last, f"volume {name} was altered: it stands under another Media type")
+    return Report(head, records, 0, "")
+
+
+def _misfit(head: Head, row: tuple[Any, ...], anchor: tuple[int, bytes] | None) -> str:
+    """What is wrong with the row behind this head; "" where it fits."""
+    sequence, expected = row[0], head.sequence + 1
+    if sequence != expected:
+        return f"row {expected} of the history was removed" if sequence > expected else f"row {sequence} was inserted"
+    if link(head.hash, row[:-1]) != row[-1]:
+        return f"row {sequence} of the history was altered, or stands where another was removed or inserted"
+    if anchor is not None and sequence == anchor[0] and row[-1] != anchor[1]:
+        return (
+            f"row {sequence} of the history is not the anchor's: it or one before was altered, and the chain made anew"
+        )
+    return ""
+
+
+# A record is a set of (kind, name, field, value), empty values left out.  Each has a weight, a number that nobody can
+# foresee (Python's hashes of texts have a secret of each process); a row of history takes those of the old values away
+# and adds those of the new.  What is left must be the weights of the records.  So no record is kept in memory, only a
+# sum for each of a number of buckets of names; where one is not 0, the records of that bucket are followed in full.
+
+
+def _bucket(kind: str, name: str) -> int:
+    return hash((kind, name)) % _BUCKETS
+
+
+def _told(row: tuple[Any, ...]) -> tuple[str, str, list[tuple[str, Any, Any]]]:
+    """Kind, name, and the fields that a row of history changes, each with old and new."""
+    changes: dict[str, tuple[_Value, _Value]]
+    try:
+        changes = _unpack_changes(row[9])
+    except msgspec.DecodeError:
+        changes = {"changes": (None, row[9])}  # no record has such a field: it is found where records are compared
+    fields = [(field, old, new) for field, (old, new) in changes.items() if field != SECRET]
+    fields.append(("last", row[10], row[0]))
+    return row[6], row[7], fields
+
+
+def _weights(kind: str, name: str, fields: Iterable[tuple[str, Any, Any]]) -> Iterator[int]:
+    for field, old, new in fields:
+        if old:
+            yield -hash((kind, name, field, old))
+        if new:
+            yield hash((kind, name, field, new))
+
+
+def _records(connection: sqlite3.Connection) -> Iterator[tuple[str, str, list[tuple[str, Any, Any]]]]:
+    """All records, and the ends of those that were deleted, as if each had been made by one row of history."""
+    for table in TABLES.values():
+        fields = (*(field for field in table.fields if field != SECRET), "last")
+        columns = f"SELECT name, {', '.join(fields)} FROM {table.name}"  # noqa: S608 - names of ours alone
+        for name, *values in connection.execute(columns):
+            yield table.name, name, [(field, None, value) for field, value in zip(fields, values, strict=True)]
+    for kind, name, last in connection.execute("SELECT kind, name, last FROM deleted"):
+        yield kind, name, [("last", None, last)]
+
+
+def _contradiction(connection: sqlite3.Connection, bucket: int) -> tuple[int, str]:
+    """Of the bucket, the first row that does not go on from those before it, or else the first record that differs."""
+    told: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in connection.execute("SELECT * FROM history ORDER BY sequence"):
+        if _bucket(row[6], row[7]) != bucket:
+            continue
+        kind, name, fields = _told(row)
+        record = told.setdefault((kind, name), {})
+        for field, old, new in fields:
+            if (record.get(field) or None) != (old or None):
+                was = f"{field} was {old!r}, but by the rows before it was {record.get(field)!r}"
+                return row[0], f"row {row[0]} of the history says of {kind} {name} that its {was}"
+            record[field] = new
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for kind, name, fields in _records(connection):
+        if _bucket(kind, name) == bucket:
+            found.setdefault((kind, name), {}).update({field: value for field, _, value in fields})
+    for kind, name in sorted(told.keys() | found.keys()):
+        by_history, stored = told.get((kind, name), {}), found.get((kind, name), {})
+        for field in sorted(by_history.keys() | stored.keys()):
+            if (by_history.get(field) or None) != (stored.get(field) or None):
+                values = f"{stored.get(field)!r}, but {by_history.get(field)!r} by the history"
+                return by_history.get("last", 0), f"{kind} {name} was altered: its {field} is {values}"
+    return 0, "the records are not those of the history"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backup
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def backup(path: Path, target: Path) -> Head:
+    """Copy the catalogue as it is at one moment into a new file (0600); the head of the chain in the copy.
+
+    Under the name `target` stands the whole copy or nothing.  StoreError: it cannot be made, or something is there.
+    """
+    part = target.with_name(target.name + ".part")
+    if os.path.lexists(target):
+        raise StoreError(f"{target}: it is there already: give another name, or remove it")
+    with closing(_open_to_read(path)) as source:
+        try:
+            os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            with closing(connect(part, lambda copy, _: source.backup(copy))) as copy:
+                copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, which can be moved as it is
+                head = read_head(copy)
+            part.rename(target)
+            _sync(target.parent)
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else explain(error)
+            raise StoreError(f"{target}: no backup was made: {reason}") from error
+        finally:
+            with suppress(OSError):
+                part.unlink()
+    return head
+
+
+def _sync(directory: Path) -> None:
+    # Without this the new name may be lost in a power cut.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write.  StoreError: no file of ours, or one that cannot be read."""
+    if not path.is_file():
+        raise StoreError(f"{path}: there is no such file")
+    # A file that nobody has open needs no lock; where its directory cannot be written none could be taken.
+    alone = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
+    return connect(path, _check_tables, "mode=ro&immutable=1" if alone else "mode=ro")
+
+
+def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
+    if check_version(connection, path) != len(MIGRATIONS):
+        raise StoreError(f"{path}: its tables are not those of this tt: start the server with it once")

@@ -1,0 +1,106 @@
+"""Reconciliation: a Repository is compared with what was scanned there, and the result is kept as a Certificate.
+
+Correct is what is there and should be; surplus what was scanned and should not be there; deficit what should be there
+and was not scanned.  A Volume that was scanned out is on its way, and should be there no more.  No Volume is changed.
+Rules: one short function an operation.  A comparison is made in slices, so that Volumes may move during it: who counts
+a Repository lets nothing in or out meanwhile.
+Must not know how requests arrive.
+"""
+
+from collections.abc import Generator
+from datetime import UTC, datetime
+
+from tt.catalog.messages import (
+    MAX_SCANNED,
+    PAGE,
+    CertificateRecord,
+    Certificates,
+    OneCertificate,
+    OneRepository,
+    Reconcile,
+    Reconciled,
+)
+from tt.catalog.model import Certificate, Invalid, Repository, check_name, own_id, parent
+from tt.catalog.rights import Editor, Reader, Writer, acknowledged
+from tt.catalog.volumes import slices, span
+from tt.dispatch import OperationError
+from tt.pending import Pending
+
+SLICE = 2000  # scanned names that are looked at before others are served
+_TIME = "%Y%m%dT%H%M%S.%fZ"  # in the name of a Certificate
+
+
+def reconcile(at: Editor, asked: Reconcile) -> Generator[Pending | None, None, object]:
+    here = at.record(Repository, asked.repository)
+    scanned = yield from _ids(asked.volumes, parent(here.name))
+    expected = yield from _expected(at, here)
+    surplus = [each for each in scanned if each not in expected]
+    deficit = [each for each in expected if each not in scanned]
+    yield from at.idle()
+    with at.writing() as writer:
+        writer.permit("repository", here.name)
+        certificate = Certificate(
+            _new_name(writer, here), at.account.name, len(expected) - len(deficit), " ".join(surplus), " ".join(deficit)
+        )
+        written = writer.put(certificate, "reconcile")
+    shown = _shown(certificate, surplus, deficit)
+    return acknowledged([writer.change.pending], Reconciled(shown, written.sequence, written.hash))
+
+
+def get_certificate(at: Reader, asked: OneCertificate) -> CertificateRecord:
+    certificate = at.record(Certificate, asked.id)
+    return _shown(certificate, certificate.surplus.split(), certificate.deficit.split())
+
+
+def list_certificates(at: Reader, asked: OneRepository) -> Certificates:
+    here = at.record(Repository, asked.repository)
+    kept = at.store.all(Certificate, f"{here.name} ")
+    return Certificates([_shown(certificate, [], []) for certificate in kept[: -PAGE - 1 : -1]])
+
+
+def _ids(names: list[str], media: str) -> Generator[None, None, dict[str, None]]:
+    """The ids in the order of the scans, each once.  Raises Invalid: too many, or no Volume of the Media type."""
+    if len(names) > MAX_SCANNED:
+        raise Invalid(f"volumes: must be at most {MAX_SCANNED}, not {len(names)}")
+    found: dict[str, None] = {}
+    for start in range(0, len(names), SLICE):
+        for name in names[start : start + SLICE]:
+            full = check_name("volume", name if "." in name else f"{media}.{name}")
+            if parent(full) != media:
+                raise Invalid(f"volumes: must be of {media}, the Repository's Media type, not {full}")
+            found[own_id(full)] = None
+        yield
+    return found
+
+
+def _expected(at: Reader, here: Repository) -> Generator[None, None, dict[str, None]]:
+    """The ids of the Volumes that should be there, by name."""
+    found: dict[str, None] = {}
+    spans = [span(f"{parent(here.name)}.")]
+    position = ""
+    for part in slices(at, spans, "", MAX_SCANNED + 1, repository=here.name):
+        position = part.next
+        found.update((own_id(volume.name), None) for volume in part.volumes if "U" not in volume.flags)
+        yield
+    if position or len(found) > MAX_SCANNED:
+        raise OperationError("conflict", f"{here.name} has more than {MAX_SCANNED} Volumes: too many to reconcile")
+    return found
+
+
+def _new_name(at: Writer, here: Repository) -> str:
+    """The Repository and the time, which no other Certificate has: two in a microsecond are a microsecond apart."""
+    microseconds = int(at.now * 1_000_000)
+    while True:
+        seconds, rest = divmod(microseconds, 1_000_000)
+        name = f"{here.name} {datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest).strftime(_TIME)}"
+        if at.get(Certificate, name) is None:
+            return name
+        microseconds += 1
+
+
+def _shown(certificate: Certificate, surplus: list[str], deficit: list[str]) -> CertificateRecord:
+    repository, _, when = certificate.name.partition(" ")
+    time = int(datetime.strptime(when, _TIME).replace(tzinfo=UTC).timestamp())
+    return CertificateRecord(
+        certificate.name, repository, time, certificate.user, certificate.correct, surplus, deficit
+    )
