@@ -82,7 +82,7 @@ $(BUILT): .venv/.made $(SOURCES)
 	@echo 'build: compiling tt._core ($(TT_BUILD))'
 	@rm -f .venv/.built-*
 	@$(BIN)/pip install --quiet --group build
-	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --editable '.[cli]'
 	@touch $@
 
 .venv/.test-tools: .venv/.made pyproject.toml
@@ -118,7 +118,7 @@ install:
 	@echo 'install: environment in $(LIB), commands in $(PREFIX)/bin'
 	@$(PYTHON) -m venv --clear '$(LIB)'
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
-		cp -R setup.py pyproject.toml README.md ext tt "$$copy" && '$(LIB)/bin/python' -m pip install --quiet "$$copy"
+		cp -R setup.py pyproject.toml README.md ext tt "$$copy" && '$(LIB)/bin/python' -m pip install --quiet "$$copy[cli]"
 	@mkdir -p '$(PREFIX)/bin'
 	@for name in $(COMMANDS); do ln -sfn "../lib/tapetrack/bin/$$name" "$(PREFIX)/bin/$$name"; done
 

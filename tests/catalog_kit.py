@@ -32,6 +32,10 @@ PATIENCE = 10.0  # s
 # What every operation may be answered with, whatever the table says.
 OF_EVERY = ("login_first", "password_change_first", "malformed", "storage", "unknown_operation")
 
+DAY = 86_400  # s
+A = "US01.LTO.A00001"
+LIBR, VLT1, RACK = "US01.LTO.LIBR", "US01.LTO.VLT1", "US01.LTO.RACK"
+
 # What there is, before a test adds to it.
 STRUCTURE = (
     Customer("US01", "one"),
@@ -111,7 +115,7 @@ class Desk:
         change.pending.when_done(self.accounts.rights.changed)
         self.wait(change.pending)
 
-    def volume(self, name: str = "US01.LTO.A00001", **fields: Any) -> Volume:
+    def volume(self, name: str = A, **fields: Any) -> Volume:
         """The Volume, after its record was made or changed to have these fields, past all rules."""
         old = self.store.get(Volume, name)
         if old is None or fields:
@@ -187,3 +191,14 @@ class Desk:
 
     def code(self, user: str, operation: str, /, **arguments: Any) -> str:
         return self.error(user, operation, **arguments)[0]
+
+    # ---- a Volume as users see it -----------------------------------------------------------------------------------
+
+    def state(self, name: str = A) -> tuple[str, str, str, str]:
+        """Where it is, where it is to go, where it was scanned, its letters."""
+        shown = self.ask("tapemaster", "volume.get", volume=name)
+        return shown.current, shown.target, shown.scanned, shown.flags
+
+    def events(self, name: str = A) -> list[str]:
+        """What its history says has happened, oldest first."""
+        return [row.event for row in self.ask("tapemaster", "volume.history", volume=name).entries[::-1]]

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from catalog_kit import Desk
 from faults import Faults
 from harness import Running
 from process import need
@@ -34,3 +35,10 @@ def faults(tmp_path: Path) -> Iterator[Faults]:
     made = Faults(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A catalogue to ask without a server."""
+    with Desk(tmp_path) as made:
+        yield made

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_noise import LOW_ORDER, static_key
 
-from tt.dispatch import MAX_REQUESTS_BEFORE_LOGIN, SERVER_NAME, SLICE, Dispatcher, Operation, OperationError, Session
+from tt.dispatch import (
+    MAX_REQUESTS_BEFORE_LOGIN,
+    SERVER_NAME,
+    SLICE,
+    Dispatcher,
+    Operation,
+    OperationError,
+    Secret,
+    Session,
+)
 from tt.noise import Transport, consume_welcome, create_hello
 from tt.wire import (
     COMPRESSED,
@@ -464,3 +473,12 @@ def test_nothing_is_done_any_more_once_the_session_has_closed(together):
         peer.send(*[b"\0" + requests(1, "login")] * 5)
     assert len(calls) == 2
     assert peer.connection.closed == ["login_failed"]
+
+
+def test_a_reply_with_a_secret_is_not_compressed_and_neither_is_what_comes_with_it():
+    text = "same" * 100
+    peer = Peer({"open": lambda *_: text, "secret": Secret(lambda *_: text)}, logged_in=True)
+    for names, compressed in ((["open"], True), (["secret"], False), (["open", "secret"], False), (["open"], True)):
+        body = encode_requests([Request(number, name) for number, name in enumerate(names)])
+        (plaintext,) = peer.send(*split_message(body, MAX_DATA, compress=True))
+        assert bool(plaintext[0] & COMPRESSED) is compressed, names

@@ -534,7 +534,7 @@ def commands() -> Iterator[list[str]]:
 
 
 def _simple_commands(line: str) -> Iterator[list[str]]:
-    """Those of a shell's pipeline, without its redirections."""
+    """Those of a shell's pipeline, without redirections."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.wordchars += "*[]:,=@%{}+"
     words: list[str] = []

@@ -1,8 +1,6 @@
 """Reconciliation: what is correct, surplus and deficit; the Certificates kept; fifty thousand at once."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,18 +15,17 @@ LIBR, VLT1 = "US01.LTO.LIBR", "US01.LTO.VLT1"
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    with Desk(tmp_path) as made:
-        made.put(
-            Volume("US01.LTO.A0", "LIBR"),
-            Volume("US01.LTO.A1", "LIBR", target="VLT1", requested=5),
-            Volume("US01.LTO.A2", "LIBR", target="VLT1", requested=5, flags="U"),
-            Volume("US01.LTO.A3", "LIBR", target="VLT1", requested=5, flags="U"),
-            Volume("US01.LTO.B0", "VLT1"),
-            Volume("US01.LTO.B1", "VLT1", target="LIBR", requested=5, flags="U"),
-            Volume("US01.DLT.A9", "LIBR"),
-        )
-        yield made
+def desk(desk: Desk) -> Desk:
+    desk.put(
+        Volume("US01.LTO.A0", "LIBR"),
+        Volume("US01.LTO.A1", "LIBR", target="VLT1", requested=5),
+        Volume("US01.LTO.A2", "LIBR", target="VLT1", requested=5, flags="U"),
+        Volume("US01.LTO.A3", "LIBR", target="VLT1", requested=5, flags="U"),
+        Volume("US01.LTO.B0", "VLT1"),
+        Volume("US01.LTO.B1", "VLT1", target="LIBR", requested=5, flags="U"),
+        Volume("US01.DLT.A9", "LIBR"),
+    )
+    return desk
 
 
 def test_a_repository_is_compared_with_what_was_scanned_there(desk: Desk) -> None:

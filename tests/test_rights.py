@@ -1,7 +1,5 @@
 """Rights: every operation against every right, patterns of Customers, and rights that change while they are used."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -78,15 +76,14 @@ EVEN_WITH_A_PASSWORD_FOR_ONCE = ("login", "whoami", "password", "logout")
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    with Desk(tmp_path) as made:
-        made.put(
-            Volume(A, "LIBR"),
-            Volume("US01.LTO.MOVES", "LIBR", target="VLT1", requested=5),
-            Volume("US01.LTO.GOES", "LIBR"),
-            Certificate(CERTIFICATE, "write"),
-        )
-        yield made
+def desk(desk: Desk) -> Desk:
+    desk.put(
+        Volume(A, "LIBR"),
+        Volume("US01.LTO.MOVES", "LIBR", target="VLT1", requested=5),
+        Volume("US01.LTO.GOES", "LIBR"),
+        Certificate(CERTIFICATE, "write"),
+    )
+    return desk
 
 
 def expected(kind: str, operation: str) -> str:

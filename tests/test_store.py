@@ -220,17 +220,22 @@ def test_nothing_is_written_during_a_commit_nor_in_two_changes_at_once(catalogue
         catalogue.change(AUTHOR)
 
 
-def test_who_waited_for_a_commit_writes_into_the_next_group(catalogue: Store) -> None:
-    told = []
+def test_who_waited_for_a_commit_writes_into_the_next_group_with_all_others_of_that_turn(catalogue: Store) -> None:
+    told: list[Change] = []
     first = altered(catalogue, ONE, description="1")
     catalogue.turn()
     for number in (2, 3):
         catalogue.busy.when_done(lambda number=number: told.append(altered(catalogue, ONE, description=f"{number}")))
+    while not told:
+        catalogue.turn()
+    assert catalogue.busy is None
+    told.append(altered(catalogue, ONE, description="4"))
     settle(catalogue)
-    assert [change.sequence for change in told] == [first.sequence + 1, first.sequence + 2]
-    assert told[0].pending is told[1].pending
+    assert [change.sequence for change in told] == [first.sequence + 1, first.sequence + 2, first.sequence + 3]
+    assert {change.pending for change in told} == {told[0].pending}
     assert told[0].pending.done
-    assert catalogue.get(Volume, ONE).description == "3"
+    assert catalogue.get(Volume, ONE).description == "4"
+    assert catalogue.commits == 3
 
 
 # ---- history --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Customers, Media types and Repositories: added, changed, listed; every field at its limits and beyond."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,12 +9,6 @@ from catalog_kit import Desk
 from tt.catalog import structure
 from tt.catalog.messages import CustomerRecord, MediaRecord, RepositoryRecord
 from tt.catalog.model import REPOSITORY_KINDS, Access, Customer, Media, Repository
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    with Desk(tmp_path) as made:
-        yield made
 
 
 def test_a_whole_structure_is_added_and_listed(desk: Desk) -> None:

@@ -129,14 +129,18 @@ def test_a_name_is_taken_once_also_by_two_at_once(house: House) -> None:
         house.finish(two)
 
 
-def test_who_is_no_administrator_any_more_when_the_hash_is_there_adds_nobody(house: House) -> None:
+@pytest.mark.parametrize(("operation", "user"), [("user.add", "new"), ("user.reset", "jsmith")])
+def test_who_is_no_administrator_any_more_when_the_hash_is_there_changes_nothing(
+    house, operation: str, user: str
+) -> None:
     house.log_in(SUPERUSER, source="192.0.2.1")
-    begun = house.begin("boss", "user.add", user="new")
+    begun = house.begin("boss", operation, user=user)
     house.wait(next(begun))
+    before = house.store.get(User, user)
     house.ask(SUPERUSER, "user.change", user="boss", administrator=False)
     with pytest.raises(Exception, match="boss is no administrator"):
         house.finish(begun)
-    assert house.store.get(User, "new") is None
+    assert house.store.get(User, user) == before
 
 
 def test_users_have_a_limit(house: House, monkeypatch) -> None:

@@ -43,7 +43,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SECRET = frozenset((LOGIN, "password", "user.add"))  # operations whose arguments hold a password
 
 
 class Promise(Generic[R]):
@@ -289,4 +288,4 @@ def _decoder(operation: str) -> msgspec.msgpack.Decoder[Any]:
 
 
 def _call(operation: str, arguments: m.Arguments) -> Call:
-    return Call(operation, Raw(msgspec.msgpack.encode(arguments)), _decoder(operation), operation in SECRET)
+    return Call(operation, Raw(msgspec.msgpack.encode(arguments)), _decoder(operation), operation in m.SECRET)

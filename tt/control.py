@@ -4,32 +4,43 @@
     answer    JSON objects, a line each, the last one {"end": true, …} or {"error": "one line"}
 
 The loop serves it beside the connections: one piece of one answer a turn, however many clients ask, and a client that
-does not read holds up its own answer alone.  Who may open the socket may do all of this: its mode is 0660.
+does not read holds up its own answer alone.  Who asks is known from the kernel: root and the server's user may do all,
+members of the service group what FOR_GROUP names, others nothing; what is done by hand is logged with who did it.
 It must not know the network protocol, nor how the command line shows an answer.
 """
 
+import ctypes
+import errno
+import grp
+import logging
 import os
+import pwd
 import socket
 import stat
+import struct
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from tt import __version__, sources, spoke
+from tt import __version__, log, sources, spoke
 from tt._core import REASONS, Server, TimeoutRecord, TimeoutTable, source_text
 from tt.catalog.service import Service
 from tt.dispatch import OperationError
 from tt.guard import Guard
 from tt.kernel_gate import packed
 
-MODE = 0o660
+# What the service group may ask for: all of an operator's day.  Not an account of the catalogue: who may give one out
+# can make himself its administrator, and whom that needs is root's choice.  A new request is not theirs until it is here.
+FOR_GROUP = frozenset(("status", "bans.list", "bans.add", "bans.remove", "bans.clear"))
+SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
+NGROUPS_MAX = 65536  # credentials(7)
 BACKLOG = 128  # clients that the kernel holds until they are accepted, one a turn
 MAX_CLIENTS = 32  # at a time; the one that has been there longest gives way
 MAX_REQUEST = 16 * 1024  # bytes of a line
@@ -42,6 +53,7 @@ NS = 1_000_000_000
 Answer = Iterator[dict[str, Any]]
 PIECE_ENDS: dict[str, Any] = {}  # in an answer: here the loop goes on with the others
 _encode = msgspec.json.Encoder().encode
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ControlError(Exception):
@@ -52,13 +64,38 @@ class RequestError(Exception):
     """A request cannot be done; the text is one line for who asked."""
 
 
+class Caller(NamedTuple):
+    """Who asks, as the kernel had it when the client connected (SO_PEERCRED and SO_PEERGROUPS, unix(7))."""
+
+    uid: int
+    groups: frozenset[int]  # looked up only where there is a service group
+
+
+class ControlSocket(NamedTuple):
+    """The listening socket, its place, and the service group's id (None: there is none)."""
+
+    listener: socket.socket
+    path: Path
+    group: int | None
+
+    def close(self) -> None:
+        """Leave neither the socket nor its name; may be called twice."""
+        self.listener.close()
+        self.path.unlink(missing_ok=True)
+
+
 class Control:
-    """The listening socket and what can be asked; all calls are the loop's thread."""
+    """What can be asked at the socket, and by whom; all calls are the loop's thread."""
 
     def __init__(
-        self, path: Path, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None = None
+        self, door: ControlSocket, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None = None
     ) -> None:
-        self._path = path
+        """The user that this process is by now is the one who may do all."""
+        self._door = door
+        self._listener = door.listener
+        self._uid = os.geteuid()
+        self._owners = f"root and {_user_name(self._uid)}" if self._uid else "root"
+        self._group = _group_name(door.group) if door.group is not None else None
         self._server = server
         self._table = table
         self._guard = guard
@@ -67,7 +104,7 @@ class Control:
         self._clients: dict[int, _Client] = {}
         self._queue: dict[_Client, None] = {}  # who can go on, in the order of becoming so
         self._next_piece = 0.0  # not before this, monotonic s
-        self._requests: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
+        self._requests: Mapping[str, Callable[[Mapping[str, Any], Caller], Answer]] = {
             "status": self._status,
             "bans.list": self._list,
             "bans.add": self._add,
@@ -75,7 +112,6 @@ class Control:
             "bans.clear": self._clear,
             "user.reset": self._reset,
         }
-        self._listener = _listen(path)
         server.watch(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -83,8 +119,7 @@ class Control:
         for client in list(self._clients.values()):
             self._drop(client)
         self._server.unwatch(self._listener.fileno())
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        self._door.close()
 
     def tick(self) -> None:
         """About once a second: take clients again, after a pause for want of descriptors."""
@@ -101,11 +136,27 @@ class Control:
             self._server.unwatch(self._listener.fileno())
             return
         connection.setblocking(False)
+        caller = _caller(connection, with_groups=self._door.group is not None)
+        if not self._is_owner(caller) and self._door.group not in caller.groups:
+            # Before he has a place here: a stranger must not push out who is let in.
+            self._turn_away(connection, caller)
+            return
         if len(self._clients) >= MAX_CLIENTS:
             self._drop(next(iter(self._clients.values())))
-        client = _Client(connection)
+        client = _Client(connection, caller)
         self._clients[connection.fileno()] = client
         self._watch(client)
+
+    def _turn_away(self, connection: socket.socket, caller: Caller) -> None:
+        # Not logged: whoever may open the socket could fill the log.  Nor is a name looked up for a stranger.
+        group = f" and members of {self._group}" if self._group else " (control_group = GROUP lets a group in)"
+        refusal = _denied(f"uid {caller.uid} may not ask this server: {self._owners} may{group}")
+        with suppress(OSError):  # gone already
+            connection.send(_encode(refusal) + b"\n")
+        connection.close()
+
+    def _is_owner(self, caller: Caller) -> bool:
+        return caller.uid in (0, self._uid)
 
     def _serve(self, client: "_Client", readable: bool) -> None:
         """The next piece of whoever has waited longest.  What is ready stays so: all are called again in each turn."""
@@ -138,23 +189,27 @@ class Control:
         self._server.unwatch(client.connection.fileno())
         self._queue.pop(client, None)
         del self._clients[client.connection.fileno()]
-        client.connection.close()
+        client.close()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def _answer(self, line: bytes) -> Answer:
+    def _answer(self, line: bytes, caller: Caller) -> Generator[dict[str, Any]]:
         try:
             request = _decode(line)
-            yield from self._requests.get(str(request.get("do")), self._unknown)(request)
+            do = str(request.get("do"))
+            if do in self._requests and do not in FOR_GROUP and not self._is_owner(caller):
+                yield _denied(f"{do} is for {self._owners} alone, not for all members of {self._group}")
+                return
+            yield from self._requests.get(do, self._unknown)(request, caller)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             yield {"error": "a request is one JSON object a line"}
         except (RequestError, ValueError) as error:
             yield {"error": str(error)}
 
-    def _unknown(self, request: Mapping[str, Any]) -> Answer:
+    def _unknown(self, request: Mapping[str, Any], _caller: Caller) -> Answer:
         yield {"error": f"no request {str(request.get('do'))[:40]!r}; there are {', '.join(self._requests)}"}
 
-    def _status(self, _request: Mapping[str, Any]) -> Answer:
+    def _status(self, _request: Mapping[str, Any], _caller: Caller) -> Answer:
         gate = self._guard.gate
         yield {
             "end": True,
@@ -174,7 +229,7 @@ class Control:
             "catalog": self._catalog and self._catalog.status(),
         }
 
-    def _list(self, request: Mapping[str, Any]) -> Answer:
+    def _list(self, request: Mapping[str, Any], _caller: Caller) -> Answer:
         network = None if request.get("network") is None else _network(_text(request, "network"))
         in_kernel: set[bytes] | None = None
         preloaded: list[str] = []
@@ -192,7 +247,7 @@ class Control:
                 yield {"source": source, "reason": "preloaded"}
         yield {"end": True, "running": self._table.running}
 
-    def _add(self, request: Mapping[str, Any]) -> Answer:
+    def _add(self, request: Mapping[str, Any], caller: Caller) -> Answer:
         source, seconds = _text(request, "source"), request.get("seconds", self._guard.settings.timeout)
         note = None if request.get("reason") is None else _text(request, "reason")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= LONGEST:
@@ -204,37 +259,46 @@ class Control:
         record = self._server.time_out(source, int(seconds * NS))
         if note:
             self._guard.notes[record.source] = note
+        _say(caller, "bans.add", source=record.source, seconds=float(seconds), note=note)
         yield {"end": True, **self._shown(record, None)}
 
-    def _remove(self, request: Mapping[str, Any]) -> Answer:
+    def _remove(self, request: Mapping[str, Any], caller: Caller) -> Answer:
         network = _network(_text(request, "source"))
         if not _is_source(network, self._table.ipv6_prefix):
-            yield from self._lift_within(network)
+            yield from self._lift_within(network, caller)
             return
         source = source_text(str(network.network_address), self._table.ipv6_prefix)
         running = self._table.find(source, time.monotonic_ns()) is not None
         known, gate = self._server.lift(source), self._guard.gate
+        if running or known:
+            _say(caller, "bans.remove", source=source, removed=int(running))
         # What was written here goes at the end of this turn; somebody else's entry stays, and goes on dropping.
         others = gate and gate.others(packed(source))
         yield {"end": True, "removed": int(running), "forgotten": known and not running, "others": others}
 
-    def _clear(self, _request: Mapping[str, Any]) -> Answer:
-        yield from self._lift_within(None)
+    def _clear(self, _request: Mapping[str, Any], caller: Caller) -> Answer:
+        yield from self._lift_within(None, caller)
 
-    def _lift_within(self, network: "sources.Network | None") -> Answer:
+    def _lift_within(self, network: "sources.Network | None", caller: Caller) -> Answer:
         count = 0
-        for record in self._running():
-            if record is None:
-                yield PIECE_ENDS
-            elif _within(record.source, network):
-                count += self._server.lift(record.source)
+        try:
+            for record in self._running():
+                if record is None:
+                    yield PIECE_ENDS
+                elif _within(record.source, network):
+                    count += self._server.lift(record.source)
+        finally:  # also where he went away in the middle: what was lifted until then stays so
+            if count:
+                _say(caller, "bans.remove" if network else "bans.clear", source=network, removed=count)
         yield {"end": True, "removed": count}
 
-    def _reset(self, request: Mapping[str, Any]) -> Answer:
+    def _reset(self, request: Mapping[str, Any], caller: Caller) -> Answer:
         if self._catalog is None:
             raise RequestError("this server has no catalogue")
         try:
-            later = self._catalog.reset(_text(request, "user"))
+            account = _text(request, "user")
+            later = self._catalog.reset(account)
+            _say(caller, "user.reset", account=account)
             while not later.pending.done:
                 yield PIECE_ENDS
             made: Any = later.result()
@@ -270,11 +334,12 @@ class Control:
 class _Client:
     """One connection: lines in, an answer out, piece by piece."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, caller: Caller) -> None:
         self.connection = connection
+        self.caller = caller
         self._in = b""
         self._out = b""
-        self._answer: Answer | None = None
+        self._answer: Generator[dict[str, Any]] | None = None
         self._last = False  # after this answer the connection ends
 
     @property
@@ -282,12 +347,18 @@ class _Client:
         """Whether there is something to do without reading."""
         return self._answer is not None or bool(self._out) or b"\n" in self._in
 
-    def step(self, answer: Callable[[bytes], Answer], readable: bool) -> bool:
+    def close(self) -> None:
+        """Ends an answer that is under way, too, so that it says what it has done."""
+        if self._answer is not None:
+            self._answer.close()
+        self.connection.close()
+
+    def step(self, answer: Callable[[bytes, Caller], Generator[dict[str, Any]]], readable: bool) -> bool:
         """What the socket did not take, else the next piece, else the next line; False: the connection is over."""
         if not self.busy and readable and not self._read():
             return False
         if self._answer is None and not self._out and (line := self._next_line()) is not None:
-            self._answer = answer(line)
+            self._answer = answer(line, self.caller)
         if self._answer is not None and not self._out:
             self._make_piece(self._answer)
         if self._out:
@@ -323,22 +394,122 @@ class _Client:
         self._out = b"".join(line + b"\n" for line in lines)
 
 
-def _listen(path: Path) -> socket.socket:
-    """The listening socket.  We hold the data directory's lock: a name that is there was left by a killed server."""
+# ---- the socket, and who is behind it -------------------------------------------------------------------------------
+
+
+def find_group(name: str) -> int | None:
+    """The id of a group, given by name or number; None for "".  Raises ControlError."""
+    if not name:
+        return None
+    try:
+        gid = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        gid = -1
+    if not 0 <= gid < (1 << 32) - 1:  # the last number means "no change" to chown(2)
+        raise ControlError(f"--control-group {name}: there is no such group: name one of /etc/group, or a number")
+    return gid
+
+
+def open_socket(path: Path, group: int | None) -> ControlSocket:
+    """The listening socket: for this user alone (0600), or for the group too (0660).  Raises ControlError.
+
+    Called as the user that the server will be, with the group among its own: it is made where that user can write.
+    We hold the data directory's lock: a name that is there was left by a killed server.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o777 & ~MODE)  # made with its mode: nobody gets in between bind and chmod
+    mask = os.umask(0o177)  # made with its mode: nobody gets in between bind and chmod
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             path.unlink()
         listener.bind(str(path))
+        if group is not None:
+            _give_to(path, group)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         remedy = "move away what is there, or name another directory with a shorter path, with --data"
         raise ControlError(f"control socket {path}: {error.strerror or error}: {remedy}") from error
+    except ControlError:
+        listener.close()
+        path.unlink()
+        raise
     finally:
         os.umask(mask)
-    return listener
+    if group is not None:
+        _let_in(path.parent, group)
+    return ControlSocket(listener, path, group)
+
+
+def _give_to(path: Path, group: int) -> None:
+    try:
+        os.chown(path, -1, group)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: not a group of this user namespace
+            raise
+        me, name = _user_name(os.geteuid()), _group_name(group)
+        remedy = f"make {me} a member of it (usermod -aG {name} {me}), or start as root"
+        raise ControlError(f"--control-group {name}: {me} cannot give it the control socket: {remedy}") from error
+    path.chmod(0o660)
+
+
+def _let_in(folder: Path, group: int) -> None:
+    """Let the group through the folder to the socket, but not see what else is there: 0710.
+
+    Only where no other group has rights to lose; what the operator has arranged (access control lists, too) stays.
+    """
+    status = folder.stat()
+    through = stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH
+    if status.st_mode & through:
+        return
+    try:
+        if status.st_mode & stat.S_IRWXG:
+            raise PermissionError
+        os.chown(folder, -1, group)
+        folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXGRP)
+    except PermissionError:
+        name = _group_name(group)
+        remedy = f"chgrp {name} {folder}; chmod g+x {folder}"
+        log.event(logging.WARNING, "the data directory may be closed to the control group", group=name, remedy=remedy)
+
+
+def _caller(connection: socket.socket, *, with_groups: bool) -> Caller:
+    _, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Caller(uid, frozenset((gid, *_supplementary_groups(connection))) if with_groups else frozenset())
+
+
+def _supplementary_groups(connection: socket.socket) -> list[int]:
+    # By getsockopt(2) itself: Python's gives at most 1 KiB, which is 256 groups, and a directory service may give more.
+    groups = (ctypes.c_uint32 * NGROUPS_MAX)()
+    size = ctypes.c_uint32(ctypes.sizeof(groups))
+    if _libc.getsockopt(connection.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, groups, ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return groups[: size.value // ctypes.sizeof(ctypes.c_uint32)]
+
+
+@lru_cache(64)  # asked once of a user: a directory service may take its time
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _say(caller: Caller, do: str, **fields: object) -> None:
+    log.event(logging.INFO, "done by hand", request=do, **fields, uid=caller.uid, user=_user_name(caller.uid))
+
+
+def _denied(text: str) -> dict[str, Any]:
+    return {"error": text, "denied": True}
+
+
+# ---- what was asked -------------------------------------------------------------------------------------------------
 
 
 def _decode(line: bytes) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
 SLICE = 256  # requests that are answered before the loop serves others
 
+
 Work = Generator[bool, None, None]  # gives GO_ON between slices, PARK where it waits for Connection.resume()
 GO_ON, PARK = True, False
 _PING = b"\0"  # the flags byte alone
@@ -69,6 +70,19 @@ class Write:
     def __init__(self, run: Operation, busy: Callable[[], Pending | None]) -> None:
         self._run = run
         self.busy = busy
+
+    def __call__(self, session: "Session", arguments: msgspec.Raw) -> object:
+        return self._run(session, arguments)
+
+
+class Secret:
+    """An operation of which request or reply holds a password: its replies are not compressed, since the length of a
+    frame tells about what is compressed in it."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Operation) -> None:
+        self._run = run
 
     def __call__(self, session: "Session", arguments: msgspec.Raw) -> object:
         return self._run(session, arguments)
@@ -200,18 +214,22 @@ class Session:
             if start:
                 yield GO_ON
             replies: list[wire.Reply] = []
-            yield from self._replies(requests[start : min(start + SLICE, most)], replies)
+            compress &= yield from self._replies(requests[start : min(start + SLICE, most)], replies)
             for body in _bodies(replies):
                 answers += self._sealed(body, compress=compress)
         if len(requests) > most:
             self.close("too_long")
 
-    def _replies(self, requests: list[wire.Request | wire.Malformed], replies: list[wire.Reply]) -> Work:
-        """Appends a reply for each request, in their order, once all of them are there."""
+    def _replies(
+        self, requests: list[wire.Request | wire.Malformed], replies: list[wire.Reply]
+    ) -> Generator[bool, None, bool]:
+        """Appends a reply for each request, in their order, once all of them are there; whether none holds a secret."""
+        open_ = True
         unfinished: list[tuple[int, Later]] = []  # writes whose place in `replies` waits for their commit
         for request in requests:
             operation = self._dispatcher.operations.get(request.operation) if type(request) is wire.Request else None
             writes = type(operation) is Write
+            open_ &= type(operation) is not Secret
             if unfinished and not writes:
                 yield from _wait_for(unfinished, replies, self._connection)
             while writes and (pending := operation.busy()) is not None:  # type: ignore[union-attr]
@@ -231,6 +249,7 @@ class Session:
             replies.append(result)
         if unfinished:
             yield from _wait_for(unfinished, replies, self._connection)
+        return open_
 
     def _run(self, steps: Generator[Pending | None, None, object], number: int | None) -> Generator[bool, None, Any]:
         """The reply, or the Later, of an operation that works step by step."""

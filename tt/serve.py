@@ -27,7 +27,7 @@ from tt import __version__, config, keys, known_servers, log, privileges, source
 from tt._core import REASON_CODES, Server, TimeoutTable
 from tt.catalog.service import Service
 from tt.catalog.store import StoreError
-from tt.control import Control, ControlError
+from tt.control import Control, ControlError, find_group, open_socket
 from tt.dispatch import Dispatcher
 from tt.guard import Guard
 from tt.kernel_gate import GateError, KernelGate
@@ -74,6 +74,7 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     handler = log.start(settings.log_format, limit=settings.log_buffer)
     ends.callback(handler.close)
     user = privileges.find(settings.user)
+    group = find_group(settings.control_group)
     places = _places(settings.max_connections)
     gateways = _gateways(settings)
     gate = _gate(settings)
@@ -85,10 +86,13 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     addresses = [listener.getsockname() for listener in listeners]
     data = _data_directory(settings.data)
     privileges.hand_over(data, user)
-    with privileges.acting_as(user):
+    # The group only while the socket is given to it: the server shall have no rights from it.
+    with privileges.acting_as(user and group and user._replace(groups=(*user.groups, group)) or user):
         _check_writable(data)
         ends.callback(os.close, _lock(data))
         key, created = keys.create_or_load(data)
+        door = open_socket(data / config.CONTROL_SOCKET, group)
+        ends.callback(door.close)
     if created:
         log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
     _name_process()
@@ -116,7 +120,7 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     dispatcher.operations, dispatcher.ended = catalog.operations, catalog.ended
     catalog.start(server)
     application.serve(server, catalog)
-    application.control = control = Control(data / config.CONTROL_SOCKET, server, table, guard, catalog)
+    application.control = control = Control(door, server, table, guard, catalog)
     ends.callback(control.close)
     privileges.warn_of_root()
     _warn_of_no_reload(settings)
@@ -172,12 +176,16 @@ class Application:
         except (config.ConfigError, StartError) as error:
             log.event(logging.ERROR, "configuration not reloaded, the running one stays", error=str(error))
             return
+        changed = [name for name in config.OPTIONS if getattr(settings, name) != getattr(self._settings, name)]
         self._settings = settings
         self._guard.configure(settings, gateways)
         self._server.configure(settings, self._guard.exempt)
         if self._catalog is not None:
             self._catalog.configure(settings)
-        log.event(logging.INFO, "configuration reloaded", needs_restart=",".join(held) or None)
+        log.event(
+            logging.INFO, "configuration reloaded", changed=",".join(changed) or "nothing",
+            needs_restart=",".join(held) or None,
+        )  # fmt: skip
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ class Accounts:
 
         Raises OperationError: login, busy.
         """
-        source, address = session.source, session.address
+        source = session.source
         right, delay = False, 0.0
 
         def judge() -> None:
@@ -192,16 +192,16 @@ class Accounts:
             nonlocal right, delay
             if job.error is not None:
                 return
-            right = job.right and self._still(user, address)
+            right = job.right
             if right:
                 self._budget.succeeded(source)
                 return
             delay = self._budget.failed(source, name, password)
-            log.event(logging.INFO, "login failed", user=name if user is not None else None, source=address)
+            log.event(logging.INFO, "login failed", user=name if user is not None else None, source=session.address)
 
         job.when_done(judge)
         yield from hashed(self._passwords, job)
-        if right and self._still(user, address):
+        if right and self._still(user, session.address):
             return
         if self._budget.used_up(source):
             session.close("login_failed")

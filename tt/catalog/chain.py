@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ _MISLAID = (
     " OR substr(volume.name, 1, length(media.name) + 1) <> media.name || '.' LIMIT 1"
 )
 _BUCKETS = 1 << 16
+_FOLLOWED = 1000  # of the buckets that are wrong, so that a file altered throughout does not fill the memory
 _pack = msgspec.msgpack.Encoder().encode
 _Value = str | int | bool | None
 _unpack_changes = msgspec.json.Decoder(dict[str, tuple[_Value, _Value]]).decode
@@ -111,9 +113,9 @@ def _verify(connection: sqlite3.Connection, anchor: tuple[int, bytes] | None) ->
         records += 1
         for weight in _weights(kind, name, fields):
             sums[_bucket(kind, name)] -= weight
-    for bucket, total in enumerate(sums):
-        if total:
-            return Report(head, records, *_contradiction(connection, bucket))
+    wrong = frozenset(islice((bucket for bucket, total in enumerate(sums) if total), _FOLLOWED))
+    if wrong:
+        return Report(head, records, *_contradiction(connection, wrong))
     for name, last in connection.execute(_MISLAID).fetchall():
         return Report(head, records, last, f"volume {name} was altered: it stands under another Media type")
     return Report(head, records, 0, "")
@@ -136,7 +138,7 @@ def _misfit(head: Head, row: tuple[Any, ...], anchor: tuple[int, bytes] | None) 
 # A record is a set of (kind, name, field, value), empty values left out.  Each has a weight, a number that nobody can
 # foresee (Python's hashes of texts have a secret of each process); a row of history takes those of the old values away
 # and adds those of the new.  What is left must be the weights of the records.  So no record is kept in memory, only a
-# sum for each of a number of buckets of names; where one is not 0, the records of that bucket are followed in full.
+# sum for each of a number of buckets of names; where it is not 0, the records of the bucket are followed in full.
 
 
 def _bucket(kind: str, name: str) -> int:
@@ -149,7 +151,7 @@ def _told(row: tuple[Any, ...]) -> tuple[str, str, list[tuple[str, Any, Any]]]:
     try:
         changes = _unpack_changes(row[9])
     except msgspec.DecodeError:
-        changes = {"changes": (None, row[9])}  # no record has such a field: it is found where records are compared
+        changes = {"changes": (None, "unreadable")}  # no record has such a field, so the comparison finds it
     fields = [(field, old, new) for field, (old, new) in changes.items() if field != SECRET]
     fields.append(("last", row[10], row[0]))
     return row[6], row[7], fields
@@ -174,30 +176,36 @@ def _records(connection: sqlite3.Connection) -> Iterator[tuple[str, str, list[tu
         yield kind, name, [("last", None, last)]
 
 
-def _contradiction(connection: sqlite3.Connection, bucket: int) -> tuple[int, str]:
-    """Of the bucket, the first row that does not go on from those before it, or else the first record that differs."""
+def _contradiction(connection: sqlite3.Connection, buckets: frozenset[int]) -> tuple[int, str]:
+    """The first row that does not go on from those before it; else, of the records that differ, the one whose last row
+    comes first."""
     told: dict[tuple[str, str], dict[str, Any]] = {}
     for row in connection.execute("SELECT * FROM history ORDER BY sequence"):
-        if _bucket(row[6], row[7]) != bucket:
+        if _bucket(row[6], row[7]) not in buckets:
             continue
         kind, name, fields = _told(row)
         record = told.setdefault((kind, name), {})
         for field, old, new in fields:
             if (record.get(field) or None) != (old or None):
-                was = f"{field} was {old!r}, but by the rows before it was {record.get(field)!r}"
-                return row[0], f"row {row[0]} of the history says of {kind} {name} that its {was}"
+                was = f"{_shown(old)}, but by the rows before it was {_shown(record.get(field))}"
+                return row[0], f"row {row[0]} of the history says that {field} of {kind} {name} was {was}"
             record[field] = new
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for kind, name, fields in _records(connection):
-        if _bucket(kind, name) == bucket:
+        if _bucket(kind, name) in buckets:
             found.setdefault((kind, name), {}).update({field: value for field, _, value in fields})
-    for kind, name in sorted(told.keys() | found.keys()):
-        by_history, stored = told.get((kind, name), {}), found.get((kind, name), {})
+    for key in sorted(told.keys() | found.keys(), key=lambda key: (told.get(key, {}).get("last", 0), key)):
+        by_history, stored = told.get(key, {}), found.get(key, {})
         for field in sorted(by_history.keys() | stored.keys()):
             if (by_history.get(field) or None) != (stored.get(field) or None):
-                values = f"{stored.get(field)!r}, but {by_history.get(field)!r} by the history"
-                return by_history.get("last", 0), f"{kind} {name} was altered: its {field} is {values}"
+                values = f"{_shown(stored.get(field))}, but {_shown(by_history.get(field))} by the history"
+                return by_history.get("last", 0), f"{' '.join(key)} was altered: {field} is {values}"
     return 0, "the records are not those of the history"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -556,3 +556,12 @@ OPERATIONS: dict[str, Spec] = {
     "statistics": Spec(Arguments, Statistics, "user", "How much there is, and how far the history goes."),
     "batch": Spec(Batch, BatchDone, "user", "Several writes as one: all or none.", True, False, _ALTERS),
 }
+
+_PASSWORDS = {"password", "old", "new"}
+# Operations with a password among the arguments or in the result: no message with one of them is compressed.
+SECRET = frozenset(
+    name
+    for name, spec in OPERATIONS.items()
+    for fields in (spec.arguments, spec.result)
+    if fields is not None and not _PASSWORDS.isdisjoint(fields.__struct_fields__)
+)

@@ -18,6 +18,7 @@ from tt.catalog import reconcile, structure, volumes
 from tt.catalog.messages import (
     MAX_BATCH,
     OPERATIONS,
+    SECRET,
     Arguments,
     Batch,
     BatchDone,
@@ -27,7 +28,7 @@ from tt.catalog.messages import (
 from tt.catalog.model import Customer, Invalid, User, shorten
 from tt.catalog.rights import ANSWERED, Account, Desk, Editor, Reader, Rights, Writer, acknowledged, author, told
 from tt.catalog.store import Store, StoreError
-from tt.dispatch import Operation, OperationError, Session, Write
+from tt.dispatch import Operation, OperationError, Secret, Session, Write
 
 # Each gives one record of what is committed, or a few.
 READS: dict[str, Callable[[Reader, Any], object]] = {
@@ -86,7 +87,9 @@ class Catalog:
 
     def operations(self) -> dict[str, Operation]:
         """A callable for each name in messages.OPERATIONS."""
-        operations = dict(self._accounts.operations())
+        operations = {
+            name: Secret(does) if name in SECRET else does for name, does in self._accounts.operations().items()
+        }
         operations |= {name: self._reading(name, does) for name, does in READS.items()}
         operations |= {name: self._listing(name, does) for name, does in LISTS.items()}
         operations |= {name: self._writing(name, does) for name, does in WRITES.items()}

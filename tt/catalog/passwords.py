@@ -106,14 +106,13 @@ class Job(Pending):
         self._new = new  # to be hashed where the old one is right; None: the old one, where its hash has become weak
         self._failure: Exception | None = None
 
-    def work(self, cost: Cost, dummy: str) -> None:
+    def work(self, cost: Cost, dummy: tuple[Cost, bytes, bytes]) -> None:
         """In the thread."""
         try:
             if self._stored is not None:
-                # Who has no password, or none that could be read, costs what everybody costs.
-                known = _parse(self._stored)
-                kept, salt, key = known or _parse(dummy) or (cost, b"", b"")
-                self.right = compare_digest(_derive(self._old, kept, salt), key) and known is not None
+                # Who has no password, or none that can be read, costs what everybody costs: the dummy is of no password.
+                kept, salt, key = _parse(self._stored) or dummy
+                self.right = compare_digest(_derive(self._old, kept, salt), key)
                 if self.right and self._new is None and kept != cost:
                     self.made = hash_password(self._old, cost, salt)
             if self.right and self._new is not None:
@@ -135,7 +134,7 @@ class Passwords:
         """`queue`: how many may wait, for those who come first and for the others each."""
         self._most = queue
         self._cost = cost
-        self._dummy = _text(cost, os.urandom(SALT), os.urandom(SIZE))
+        self._dummy = cost, os.urandom(SALT), os.urandom(SIZE)
         self._first: deque[Job] = deque()
         self._others: deque[Job] = deque()
         self._sources: set[str] = set()

@@ -72,7 +72,6 @@ def _table(kind: type) -> Table:
 TABLES: dict[type, Table] = {
     kind: _table(kind) for kind in (Customer, Media, Repository, Volume, User, Access, Certificate)
 }
-KINDS: dict[str, type] = {table.name: kind for kind, table in TABLES.items()}
 SECRET = "password"  # noqa: S105 - the field whose values never stand in the history
 
 

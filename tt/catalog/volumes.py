@@ -9,6 +9,7 @@ Must not know how requests arrive, nor how records are stored.
 
 import re
 from calendar import timegm
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from fnmatch import translate
 from functools import lru_cache
@@ -17,7 +18,7 @@ from time import gmtime, strftime, strptime
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from tt.catalog.messages import (
@@ -65,7 +66,7 @@ from tt.pending import Pending
 
 READ_A_PAGE = 4  # times its limit: so many records a page of a list looks at, at most
 SLICE = 200  # records that are looked at before others are served
-ANSWERS_KEPT = 50_000  # encoded Volumes, about 300 bytes each; all are dropped beyond
+ANSWERS_KEPT = 50_000  # encoded Volumes, about 500 bytes each; the oldest goes
 MOVES_A_SLICE = 50
 HISTORY_SLICE = 100  # rows of history, likewise
 MOST_SEQUENCE = 2**63 - 1
@@ -135,7 +136,7 @@ def shown(at: Reader, volume: Volume) -> VolumeRecord:
     )  # fmt: skip
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True, gc=False):
     """A Volume as `get` shows it, encoded, with what it was made of."""
 
     customer: str
@@ -153,7 +154,7 @@ class Answers:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Answer] = {}
+        self._kept: OrderedDict[str, Answer] = OrderedDict()
 
     def find(self, at: Reader, name: str) -> Raw | None:
         """The answer, where it is kept and true, and the account may have it."""
@@ -174,7 +175,7 @@ class Answers:
         place = f"{parent(name)}.{volume.current}"
         encoded = Raw(_encode(shown(at, volume)))
         if len(self._kept) >= ANSWERS_KEPT:
-            self._kept.clear()
+            self._kept.popitem(last=False)
         here = at.store.get(Repository, place)
         self._kept[name] = Answer(customer_of(name), volume, place, here, _until(at, volume), encoded)
         return encoded
@@ -182,12 +183,12 @@ class Answers:
 
 def _until(at: Reader, volume: Volume) -> float:
     """When time alone changes the letters of a Volume: its date comes, or its move is overdue."""
-    changes = [inf]
-    if volume.move_date > today(at):
-        changes.append(timegm(strptime(volume.move_date, "%Y-%m-%d")))
-    if volume.target:
-        changes.append(volume.requested + OVERDUE_AFTER)
-    return min(change for change in changes if change > at.now)
+    until = inf
+    if volume.move_date and volume.move_date > today(at):
+        until = timegm(strptime(volume.move_date, "%Y-%m-%d"))
+    if volume.target and (overdue := volume.requested + OVERDUE_AFTER) > at.now:
+        until = min(until, overdue)
+    return until
 
 
 def add(at: Writer, asked: AddVolume) -> Written:

@@ -45,6 +45,8 @@ def _changes(row: HistoryRow) -> str:
     """What a reader wants to see: of an added record what it is, of a changed one from what to what."""
     texts = []
     for field, (old, new) in row.changes.items():
+        if field == "requested":  # the row of the move tells when that was
+            continue
         if old is None:
             texts += [f"{field} {_text(new)}"] if new else []
         else:
