@@ -6,6 +6,7 @@ touched, and nothing stays.  Otherwise what needs root is "not measured".
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import kernel, kit, siege, userspace
+from bench import kernel, kit, siege, synload, userspace, xdp
 from bench.kit import NotMeasuredError, OthersWatch, Report
 
 MEASUREMENTS: dict[str, Callable[[Report], None]] = {
@@ -27,6 +28,9 @@ MEASUREMENTS: dict[str, Callable[[Report], None]] = {
     "packets": kernel.packets,
     "segments": kernel.segments,
     "siege": siege.siege,
+    "ladder": xdp.ladder,
+    "program": xdp.program,
+    "synload": synload.synload,
 }
 BUSY = 0.1  # of the machine, from which on other work is said to disturb
 
@@ -41,6 +45,7 @@ def main() -> int:
         parser.error(f"{unknown[0]}: no such measurement; there are {', '.join(MEASUREMENTS)}")
     if (os.cpu_count() or 1) < 2:
         parser.error("one processor: server and generator need one each")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that all is cleaned up then, too
     report = Report(options.quick, machine=kit.machine())
     for name, value in report.machine.items():
         print(f"{name}: {value}")

@@ -4,7 +4,7 @@
 # end nothing listens that did not before; if something does, that is an error.
 set -eu
 
-packages='haproxy nginx-light redis-server libssl-dev gcc libc6-dev openssl iproute2 util-linux bpftool'
+packages='haproxy nginx-light redis-server libssl-dev gcc libc6-dev openssl iproute2 util-linux bpftool nftables'
 policy=/usr/sbin/policy-rc.d
 
 die() {

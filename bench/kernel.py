@@ -63,6 +63,16 @@ def pinned_map(entries: int = 2 * SOURCES) -> Iterator[tuple[Map, Path]]:
         one.close()
 
 
+def time_out_flood(block_map: Map) -> None:
+    """Enter every source of the flood's network, for an hour."""
+    end = struct.pack("=I", (time.monotonic_ns() + HOUR) // 10**9)
+    network = struct.unpack("!I", socket.inet_aton(flood.NETWORK))[0]
+    sources = [struct.pack("!I", network + number) for number in range(SOURCES)]
+    done, number = block_map.update_batch(sources, [end] * len(sources))
+    if done < SOURCES:
+        raise block_map.error(number)
+
+
 # ---- from the verdict to the map ------------------------------------------------------------------------------------
 
 
@@ -159,19 +169,16 @@ def _dropped_by_filter(report: Report) -> tuple[list[float], list[float]]:
     """CPU time of a SYN, ns: with the generator, and of the generator alone."""
     count = 200_000 if report.quick else 2_000_000
     with pinned_map() as (block_map, path):
-        end = struct.pack("=I", (time.monotonic_ns() + HOUR) // 10**9)
-        network = struct.unpack("!I", socket.inet_aton(flood.NETWORK))[0]
-        sources = [struct.pack("!I", network + number) for number in range(SOURCES)]
-        block_map.update_batch(sources, [end] * len(sources))
+        time_out_flood(block_map)
         syns = flood.Flood()
         affinity = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {kit.LOAD_CPU})
         try:
             port = free_port()
             with Ours("-B", path, "--listen", f"{flood.ADDRESS}:{port}") as ours:
-                before = _dropped(ours)
+                before = filter_drops(ours)
                 in_kernel = [syns.ns_per_packet(port, count) for _ in range(_runs(report))]
-                dropped = _dropped(ours) - before
+                dropped = filter_drops(ours) - before
             if dropped < count * len(in_kernel):
                 raise RuntimeError(f"only {dropped} of {count * len(in_kernel)} SYNs met the filter")
             alone = [syns.ns_per_packet(port, count, flood.DROP) for _ in range(_runs(report))]
@@ -181,7 +188,8 @@ def _dropped_by_filter(report: Report) -> tuple[list[float], list[float]]:
     return in_kernel, alone
 
 
-def _dropped(ours: Ours) -> int:
+def filter_drops(ours: Ours) -> int:
+    """SYNs that its listener filter has dropped, as `tt status` says."""
     status = json.loads(kit.output_of(kit.ROOT / ".venv/bin/tt", "status", "--json", "--data", ours.folder))
     return int(status["gate"]["filter"]["dropped"])
 
@@ -189,13 +197,18 @@ def _dropped(ours: Ours) -> int:
 def _dropped_in_user_space(report: Report) -> list[float]:
     """CPU time of a connection, ns: of the generator and the server, on one processor."""
     count = 20_000 if report.quick else 100_000
-    options = {"connections": 64, "block": HOSTILE, "sources": SOURCES, "count": count, "warmup": count // 20}
     ours = Ours()
     ours.cpu = kit.LOAD_CPU
     with ours:
         ours.time_out_hostile()
-        results = [kit.load("drop", "plain", ours.port, pid=ours.pid, **options) for _ in range(_runs(report))]
-    return [run["generator_ns"] + run["server_ns"] for run in results]
+        return [accept_and_drop(ours, count) for _ in range(_runs(report))]
+
+
+def accept_and_drop(ours: Ours, count: int) -> float:
+    """CPU time of a connection from a timed-out source, ns: the generator's and the server's."""
+    options = {"connections": 64, "block": HOSTILE, "sources": SOURCES, "count": count, "warmup": count // 20}
+    run = kit.load("drop", "plain", ours.port, pid=ours.pid, **options)
+    return run["generator_ns"] + run["server_ns"]
 
 
 # ---- what the others pay --------------------------------------------------------------------------------------------

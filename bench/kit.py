@@ -178,7 +178,7 @@ def format_row(row: Row) -> str:
         words.append(f"{row.peer_name} {show(row.peer)}" if row.peer else f"{row.peer_name} not measured")
     if row.ratio:
         words.append(f"ratio {show(row.ratio)}, spread {spread(row.ratio):.0%}, {len(row.ratio)} pairs")
-    if row.wanted:
+    if row.wanted and row.ours:
         words.append(f"wanted {row.wanted}: {'met' if row.met() else 'MISSED'}")
     return "; ".join([*words, row.note] if row.note else words)
 

@@ -61,7 +61,8 @@ class Process:
     def __enter__(self) -> Self:
         try:
             self.prepare()
-            words = kit.command(*self.command(), cpu=self.cpu)
+            # However the bench ends, its servers end with it.
+            words = ["setpriv", "--pdeathsig", "KILL", "--", *kit.command(*self.command(), cpu=self.cpu)]
             environment = os.environ | {"XDG_CONFIG_HOME": str(self.folder)}  # our server enters itself as known there
             with (self.folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(  # noqa: S603

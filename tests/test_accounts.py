@@ -1,102 +1,26 @@
-"""tt/catalog/accounts.py: who gets in and who does not, at equal cost; passwords; sessions; the first password."""
+"""tt/catalog/accounts.py: who gets in and who does not, at equal cost; passwords; sessions."""
 
 import os
-import stat
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
-from catalog_kit import AUTHOR, Desk, Seat
-from harness import PATIENCE, Running, reset, until, until_end
-from msgspec.structs import replace
+from accounts_kit import CHEAP, HASH, REFUSED, WORD, Gate, House, building
+from harness import until
 
 from tt import config
 from tt.catalog import passwords
-from tt.catalog.accounts import FIRST_PASSWORD, HOST, Accounts, reset_in_file
-from tt.catalog.messages import ERRORS, AccessRecord, LoggedIn
+from tt.catalog.accounts import HOST
+from tt.catalog.messages import AccessRecord, LoggedIn
 from tt.catalog.model import SUPERUSER, User
-from tt.catalog.operations import Catalog
-from tt.catalog.passwords import Cost, Passwords, hash_password
-from tt.catalog.store import Store, StoreError
+from tt.catalog.passwords import Cost, hash_password
 from tt.dispatch import OperationError
-from tt.wire import Request, decode_replies, encode_requests
-
-CHEAP = Cost(4, 1, 1)
-WORD = "right horse"
-HASH = hash_password(WORD, CHEAP)
-REFUSED = "login", ERRORS["login"]
-
-
-class House(Desk):
-    """A catalogue with users who have passwords, a hasher that is cheap, and seats from any source."""
-
-    def __init__(self, data: Path, *, empty: bool = False, real_time: bool = False, **options: Any) -> None:
-        self._own = None
-        self.now = self.tick = 1_795_435_200.0
-        self.data = data
-        self.vouched: list[str] = []
-        settings = config.load(None, {}, {"data": str(data), **options})
-        self.store = Store(data / "tapetrack.db", clock=lambda: self.now)
-        self.passwords = Passwords(queue=settings.password_queue, cost=CHEAP)
-        clock = time.monotonic if real_time else lambda: self.tick
-        self.accounts = Accounts(self.store, self.passwords, data, settings, self.vouched.append, clock)
-        self.operations = Catalog(self.store, self.accounts, lambda: self.now).operations()
-        self.seats: dict[str, Seat] = {}
-        if not empty:
-            self.put(
-                User("jsmith", password=HASH),
-                User("boss", password=HASH, administrator=True),
-                User(SUPERUSER, password=HASH, administrator=True),
-                User("gone", password=HASH, disabled=True),
-                User("abroad", password=HASH, networks="192.0.2.0/24 2001:db8::/32"),
-                User("nobody"),
-            )
-
-    def come(self, seat: str, source: str = "127.0.0.2", interface: str = "tests") -> Seat:
-        """A session before its login, by a name of the test's."""
-        self.seats[seat] = Seat("", interface)
-        self.seats[seat].source = self.seats[seat].address = source
-        return self.seats[seat]
-
-    def log_in(self, user: str, password: str = WORD, source: str = "127.0.0.2") -> Seat:
-        """A session that is logged in, of the user's name; fails where he is not let in."""
-        seat = self.come(user, source)
-        self.ask(user, "login", user=user, password=password)
-        return seat
-
-    def try_login(self, user: str, password: str, source: str = "127.0.0.2") -> tuple[str, str]:
-        """The error that a login of a new session gets; no delay is waited for."""
-        self.come("stranger", source)
-        return self.error("stranger", "login", user=user, password=password)
-
-    def end(self, seat: Seat) -> None:
-        """What the dispatcher does at the end of a session that had an account."""
-        self.accounts.ended(seat)
-
-    def listed(self) -> list[tuple[str, str]]:
-        """Who is logged in, from where."""
-        return [(entry.user, entry.source) for entry in self.ask("boss", "session.list").entries]
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    made: list[House] = []
-
-    def make(**options: Any) -> House:
-        options = {"login_delay": "0 s", **options}
-        data = tmp_path / f"data{len(made)}"
-        data.mkdir()
-        made.append(House(data, **options))
-        return made[-1]
-
-    yield make
-    for house in made:
-        house.__exit__()
+    with building(tmp_path) as make:
+        yield make
 
 
 @pytest.fixture
@@ -111,22 +35,6 @@ def hashes(monkeypatch) -> list[str]:
     derive = passwords._derive
     monkeypatch.setattr(passwords, "_derive", lambda word, cost, salt: done.append(word) or derive(word, cost, salt))
     return done
-
-
-class Gate:
-    """Every hash waits until the gate is open."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[str] = []
-        self.free = threading.Event()
-        derive = passwords._derive
-
-        def wait(word: str, cost: Cost, salt: bytes) -> bytes:
-            self.begun.append(word)
-            assert self.free.wait(PATIENCE)
-            return derive(word, cost, salt)
-
-        monkeypatch.setattr(passwords, "_derive", wait)
 
 
 @pytest.fixture
@@ -203,7 +111,7 @@ def test_a_password_that_changes_while_it_is_checked_lets_nobody_in(house: House
     house.come("a")
     begun = house.begin("a", "login", user="jsmith", password=WORD)
     pending = next(begun)  # in work
-    house.put(_replaced(house, "jsmith", password=hash_password("another", CHEAP)))
+    house.put(house.changed("jsmith", password=hash_password("another", CHEAP)))
     house.wait(pending)
     with pytest.raises(OperationError, match="together"):
         house.finish(begun)
@@ -213,7 +121,7 @@ def test_who_is_disabled_while_his_password_is_checked_is_not_let_in(house: Hous
     house.come("a")
     begun = house.begin("a", "login", user="jsmith", password=WORD)
     pending = next(begun)
-    house.put(_replaced(house, "jsmith", disabled=True))
+    house.put(house.changed("jsmith", disabled=True))
     house.wait(pending)
     with pytest.raises(OperationError, match="together"):
         house.finish(begun)
@@ -221,9 +129,9 @@ def test_who_is_disabled_while_his_password_is_checked_is_not_let_in(house: Hous
 
 def test_a_weaker_hash_is_replaced_at_login_and_the_history_does_not_show_it(house: House) -> None:
     weak = hash_password(WORD, Cost(3, 1, 1))
-    house.put(_replaced(house, "jsmith", password=weak))
+    house.put(house.changed("jsmith", password=weak))
     house.log_in("jsmith")
-    house.wait(_next_commit(house))
+    house.wait(house.commit())
     stored = house.store.get(User, "jsmith").password
     assert stored.startswith("$scrypt$ln=4,")
     house.log_in("jsmith")
@@ -232,7 +140,7 @@ def test_a_weaker_hash_is_replaced_at_login_and_the_history_does_not_show_it(hou
 
 
 def test_a_hash_that_is_replaced_meanwhile_keeps_nobody_out(house: House) -> None:
-    house.put(_replaced(house, "jsmith", password=hash_password(WORD, Cost(3, 1, 1))))
+    house.put(house.changed("jsmith", password=hash_password(WORD, Cost(3, 1, 1))))
     for seat, source in (("a", "192.0.2.1"), ("b", "192.0.2.2")):
         house.come(seat, source)
     one = house.begin("a", "login", user="jsmith", password=WORD)
@@ -240,27 +148,34 @@ def test_a_hash_that_is_replaced_meanwhile_keeps_nobody_out(house: House) -> Non
     jobs = next(one), next(two)
     house.wait(jobs[0])
     house.finish(one)
-    house.wait(_next_commit(house))
+    house.wait(house.commit())
     assert house.store.get(User, "jsmith").password.startswith("$scrypt$ln=4,")
     house.wait(jobs[1])
     house.finish(two)
 
 
+def test_a_stronger_hash_does_not_overtake_a_new_password(house: House) -> None:
+    house.put(house.changed("jsmith", password=hash_password(WORD, Cost(3, 1, 1))))
+    house.come("a")
+    login = house.begin("a", "login", user="jsmith", password=WORD)
+    job = next(login)
+    reset = house.accounts.reset("jsmith", HOST)
+    house.commit()
+    house.store.turn()
+    house.hash(job)
+    house.hash(house.passwords.make("behind that of the reset"))
+    with pytest.raises(StopIteration):
+        next(login)  # the stronger hash waits for the commit behind the new password
+    done = house.finish(reset)
+    assert house.try_login("jsmith", WORD) == REFUSED
+    assert house.try_login("jsmith", done.password) == ("", "")
+
+
 def test_memory_that_lacks_is_busy_and_no_failed_login(house: House) -> None:
-    house.put(_replaced(house, "jsmith", password=HASH.replace("ln=4,r=1", "ln=40,r=32")))
+    house.put(house.changed("jsmith", password=HASH.replace("ln=4,r=1", "ln=40,r=32")))
     for word in "1234567890":
         assert house.try_login("jsmith", word)[0] == "busy"
     assert house.seats["stranger"].closed_for == ""
-
-
-def _replaced(house: House, name: str, **fields: Any) -> User:
-    return replace(house.store.get(User, name), **fields)
-
-
-def _next_commit(house: House) -> Any:
-    with house.store.change(AUTHOR) as change:
-        change.put(change.get(User, "nobody"), "change")
-    return change.pending
 
 
 # ---- how many at once -----------------------------------------------------------------------------------------------
@@ -535,7 +450,7 @@ def test_a_change_during_a_commit_waits_for_it(house: House) -> None:
     house.log_in("jsmith")
     begun = house.begin("jsmith", "password", old=WORD, new="another horse")
     house.wait(next(begun))
-    commit = _next_commit(house)
+    commit = house.commit()
     house.store.turn()  # it is under way
     assert house.store.busy is commit
     assert next(begun) is commit
@@ -583,224 +498,8 @@ def test_an_administrator_disconnects_the_session_that_he_names(house: House) ->
     assert house.code("boss", "session.disconnect", id=-1) == "not_found"
 
 
-# ---- the first password, and the host -------------------------------------------------------------------------------
-
-
-def test_the_first_start_leaves_a_password_that_works_once_and_must_be_changed(build) -> None:
-    house = build(empty=True)
-    house.accounts.first()
-    path = house.data / FIRST_PASSWORD
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    once = path.read_text().strip()
-    assert house.try_login(SUPERUSER, "wrong") == REFUSED
-    assert path.exists()
-    house.come("t")
-    assert house.ask("t", "login", user=SUPERUSER, password=once) == LoggedIn(SUPERUSER, True, True)
-    assert not path.exists()
-    for operation in ("user.list", "customer.list", "statistics"):
-        assert house.code("t", operation) == "password_change_first"
-    assert house.code("t", "access.set", user="x", pattern="*", level="read") == "password_change_first"
-    house.ask("t", "whoami")
-    house.ask("t", "password", old=once, new=WORD)
-    assert [user.user for user in house.ask("t", "user.list").entries] == [SUPERUSER]
-    assert house.try_login(SUPERUSER, once) == REFUSED
-
-
-def test_a_later_start_leaves_passwords_alone(build) -> None:
-    house = build(empty=True)
-    house.accounts.first()
-    before = (house.data / FIRST_PASSWORD).read_text()
-    house.accounts.first()
-    assert (house.data / FIRST_PASSWORD).read_text() == before
-    (house.data / FIRST_PASSWORD).unlink()
-    house.accounts.first()
-    assert not (house.data / FIRST_PASSWORD).exists()
-
-
-def test_a_first_password_that_cannot_be_written_makes_no_user(build) -> None:
-    house = build(empty=True)
-    (house.data / FIRST_PASSWORD).mkdir()
-    with pytest.raises(StoreError, match=r"first-password: not written: .*: make"):
-        house.accounts.first()
-    assert house.store.all(User) == []
-    (house.data / FIRST_PASSWORD).rmdir()
-    house.accounts.first()
-    assert house.store.all(User)
-
-
-def test_a_first_password_that_cannot_be_removed_is_said_and_lets_in(build, caplog) -> None:
-    house = build(empty=True)
-    house.accounts.first()
-    path = house.data / FIRST_PASSWORD
-    once = path.read_text().strip()
-    path.unlink()
-    path.mkdir()
-    with caplog.at_level("INFO", "tt"):
-        assert house.try_login(SUPERUSER, once) == ("", "")
-    assert "first password used, and its file not removed" in caplog.messages
-
-
-def test_the_host_gives_a_user_a_new_password_and_ends_his_sessions(house: House) -> None:
-    seat = house.log_in("abroad", source="192.0.2.1")
-    later = house.accounts.reset("abroad", HOST)
-    done = house.finish(later)
-    assert seat.closed_for == "logged_out"
-    assert house.try_login("abroad", WORD, "192.0.2.1") == REFUSED
-    assert house.try_login("abroad", done.password) == REFUSED  # his networks stay
-    house.come("a", "192.0.2.1")
-    assert house.ask("a", "login", user="abroad", password=done.password) == LoggedIn("abroad", False, True)
-    (row,) = house.store.history(User, "abroad", 0, 1)
-    assert (row.sequence, row.user, row.source) == (done.sequence, "", "local")
-
-
-def test_the_host_lets_tapemaster_in_who_locked_himself_out(house: House) -> None:
-    house.put(_replaced(house, SUPERUSER, networks="192.0.2.1/32"))
-    (house.data / FIRST_PASSWORD).write_text("no longer right\n")
-    done = house.finish(house.accounts.reset(SUPERUSER, HOST))
-    assert not (house.data / FIRST_PASSWORD).exists()
-    assert house.try_login(SUPERUSER, done.password) == ("", "")
-
-
-def test_the_host_is_told_what_is_wrong(house: House) -> None:
-    with pytest.raises(OperationError, match="there is no user 'unknown'"):
-        house.finish(house.accounts.reset("unknown", HOST))
-    later = house.accounts.reset("jsmith", HOST)
-    with house.full_disk(), pytest.raises(OperationError) as raised:
-        house.finish(later)
-    assert raised.value.code == "storage"
-    house.log_in("jsmith")
-
-
-def test_without_a_server_the_file_itself_is_changed(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        pass
-    store = Store(tmp_path / "tapetrack.db")
-    (tmp_path / FIRST_PASSWORD).write_text("x\n")
-    done = reset_in_file(store, tmp_path, SUPERUSER)
-    assert not (tmp_path / FIRST_PASSWORD).exists()
-    with pytest.raises(OperationError, match="no user"):
-        reset_in_file(store, tmp_path, "unknown")
-    store.close()
-    with House(tmp_path, empty=True) as house:
-        assert (house.store.sequence, house.store.hash) == (done.sequence, done.hash)
-        house.come("a")
-        assert house.ask("a", "login", user=SUPERUSER, password=done.password).must_change_password
-        house.wait(_next_commit(house))  # the cheaper hash of this test
-
-
 def test_nothing_stays_open(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with House(tmp_path) as house:
         house.log_in("jsmith")
     assert set(os.listdir("/proc/self/fd")) <= before
-
-
-# ---- over the wire --------------------------------------------------------------------------------------------------
-
-
-class Peer:
-    """A connection to a server with the operations of a house."""
-
-    def __init__(self, server: Running, source: str) -> None:
-        self._server = server
-        self.socket, self._transport = server.handshake(source)
-
-    def ask(self, operation: str, **arguments: Any) -> Any:
-        """The result, or the code of the error."""
-        self.send(operation, **arguments)
-        return self.receive()
-
-    def send(self, operation: str, **arguments: Any) -> None:
-        request = Request(1, operation, msgspec.Raw(msgspec.msgpack.encode(arguments)))
-        self.socket.sendall(self._server.seal(self._transport, b"\0" + encode_requests([request])))
-
-    def receive(self) -> Any:
-        plaintext = self._server.read_plaintext(self.socket, self._transport)
-        assert plaintext[0] == 0
-        (reply,) = decode_replies(plaintext[1:])
-        return reply.error.code if reply.error else msgspec.msgpack.decode(reply.result)
-
-
-@pytest.fixture
-def serve(build, run_server) -> Callable[..., tuple[Running, House]]:
-    """A server with the operations of a house; what it waits for is real time."""
-
-    def start(**options: Any) -> tuple[Running, House]:
-        house = build(real_time=True, login_delay="0.5 s")
-        server = run_server(house.operations, **options)
-        server.dispatcher.ended = house.accounts.ended
-        for part in (house.store, house.passwords, house.accounts):
-            server.server.watch(part.descriptor, lambda _readable, _writable, part=part: part.turn())
-        return server, house
-
-    return start
-
-
-def test_a_session_from_login_to_logout(serve) -> None:
-    server, house = serve()
-    peer = Peer(server, "127.0.0.2")
-    assert peer.ask("whoami") == "login_first"
-    assert peer.ask("login", user="jsmith", password=WORD) == ["jsmith", False, False]
-    assert peer.ask("whoami") == ["jsmith", False, "127.0.0.2", []]
-    assert peer.ask("logout") is None
-    assert until_end(peer.socket) == b""
-    until("the session is over", lambda: house.accounts.sessions() == 0)
-    assert server.closed("logged_out") == 1
-
-
-def test_an_administrator_ends_a_session_over_the_wire(serve) -> None:
-    server, house = serve()
-    boss, peer = Peer(server, "127.0.0.2"), Peer(server, "127.0.0.3")
-    boss.ask("login", user="boss", password=WORD)
-    peer.ask("login", user="jsmith", password=WORD)
-    sessions = boss.ask("session.list")
-    assert [entry[1:4] for entry in sessions[0]] == [["boss", "127.0.0.2", "test"], ["jsmith", "127.0.0.3", "test"]]
-    assert boss.ask("session.disconnect", id=sessions[0][1][0]) is None
-    assert until_end(peer.socket) == b""
-    until("the session is over", lambda: house.accounts.sessions() == 1)
-    assert boss.ask("user.add", user="new")[0] != ""
-    assert boss.ask("user.change", user="new", disabled=True)
-
-
-def test_failed_logins_are_held_back_and_end_in_a_time_out(serve) -> None:
-    server, _ = serve()
-    delays = []
-    for word in "1234":
-        peer = Peer(server, "127.0.0.2")
-        began = time.monotonic()
-        assert peer.ask("login", user="jsmith", password=word) == "login"
-        delays.append(time.monotonic() - began)
-    assert [delay >= least for delay, least in zip(delays, (0.25, 0.5, 0.5, 0.5), strict=True)] == [True] * 4
-    peer = Peer(server, "127.0.0.2")
-    with suppress(ConnectionError):
-        peer.ask("login", user="jsmith", password="5")
-    assert server.await_timed_out("127.0.0.2")["reason"] == "login_failed"
-    other = Peer(server, "127.0.0.3")
-    assert other.ask("login", user="jsmith", password=WORD) == ["jsmith", False, False]
-
-
-def test_who_leaves_during_the_hash_or_the_delay_leaves_nothing_behind(serve) -> None:
-    server, house = serve()
-    for _ in range(10):
-        for word in (WORD, "wrong"):
-            peer = Peer(server, "127.0.0.2")
-            peer.send("login", user="jsmith", password=word)
-            reset(peer.socket)
-    peer = Peer(server, "127.0.0.3")
-    assert peer.ask("login", user="boss", password=WORD) == ["boss", True, False]
-    until("only one session", lambda: house.accounts.sessions() == 1)
-    until("its source is free", lambda: not house.passwords._sources)
-
-
-def test_the_time_out_of_a_source_takes_its_password_out_of_the_queue(serve, gate) -> None:
-    server, house = serve()
-    first, second = Peer(server, "127.0.0.2"), Peer(server, "127.0.0.3")
-    first.send("login", user="jsmith", password=WORD)
-    until("it is in work", lambda: gate.begun)
-    second.send("login", user="jsmith", password="never hashed")
-    until("it waits", lambda: len(house.passwords._others) == 1)
-    server.connect("127.0.0.3").sendall(b"GET / HTTP/1.1\r\n\r\n")
-    until("it waits no longer", lambda: not house.passwords._others)
-    gate.free.set()
-    assert first.receive() == ["jsmith", False, False]
-    assert gate.begun == [WORD]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tt import config
+from tt import config, option_kinds
 from tt.cli import output, serve
 from tt.config import OPTIONS, Address, Config, ConfigError, load
 
@@ -181,7 +181,7 @@ def test_every_default_is_in_its_own_range_and_reads_back_from_its_text(name: st
     if isinstance(value, (int, float)):
         assert option.least <= value <= option.most
     text: Any = [option.kind.show(item) for item in value] if option.kind.many else option.kind.show(value)
-    if option.kind is not config.RATE:  # is shown with "a second"
+    if option.kind is not option_kinds.RATE:  # is shown with "a second"
         assert getattr(load(None, {}, {name: text}), name) == value
 
 

@@ -27,9 +27,12 @@ MANY = 50_000
 class Controlled(Running):
     """A server with a control socket, as tt.serve makes it."""
 
+    group: int | None = None
+
     def __enter__(self) -> "Controlled":
         self.path = self.settings.data / "control.sock"
-        self.application.control = self.control = Control(self.path, self.server, self.table, self.guard)
+        self.door = control.open_socket(self.path, self.group)
+        self.application.control = self.control = Control(self.door, self.server, self.table, self.guard)
         super().__enter__()
         return self
 
@@ -304,11 +307,11 @@ def test_however_many_ask_a_turn_makes_one_piece_and_each_has_its_turn(
     """The loop calls all that are ready in each turn, the same first; its place is taken here."""
     now, steps = 100.0, []
     running = Running(tmp_path / "data")
-    desk = Control(tmp_path / "control.sock", running.server, running.table, running.guard)
+    desk = Control(control.open_socket(tmp_path / "control.sock", None), running.server, running.table, running.guard)
     monkeypatch.setattr(control.time, "monotonic", lambda: now)
     monkeypatch.setattr(control._Client, "step", lambda client, *_: steps.append(client) or True)
     pairs = [socket.socketpair() for _ in range(3)]
-    clients = [control._Client(ours) for ours, _ in pairs]
+    clients = [control._Client(ours, control._caller(ours)) for ours, _ in pairs]
     desk._clients = {client.connection.fileno(): client for client in clients}
     for _ in range(6):
         now += 2 * control.PAUSE
@@ -330,7 +333,7 @@ def test_however_many_ask_a_turn_makes_one_piece_and_each_has_its_turn(
 
 
 def test_a_failure_of_our_own_ends_that_client_alone(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_request: object) -> Iterator[dict[str, Any]]:
+    def fail(_request: object, _caller: object) -> Iterator[dict[str, Any]]:
         yield {}
         raise RuntimeError("of our own")
 
@@ -369,8 +372,8 @@ def test_without_descriptors_a_client_waits_is_looked_at_once_a_second_and_answe
 # ---- the socket itself ----------------------------------------------------------------------------------------------
 
 
-def test_the_socket_is_for_its_user_and_group(server: Controlled) -> None:
-    assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
+def test_without_a_service_group_the_socket_is_for_its_user_alone(server: Controlled) -> None:
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
 
 
 def test_a_socket_left_by_a_killed_server_is_taken_over(tmp_path: Path) -> None:
@@ -384,11 +387,11 @@ def test_a_socket_left_by_a_killed_server_is_taken_over(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_else_bears_its_name_is_left_alone(tmp_path: Path, server: Controlled) -> None:
+def test_what_else_bears_its_name_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.write_text("mine")
     with pytest.raises(ControlError, match=f"^control socket {path}: Address already in use: move away what is there"):
-        Control(path, server.server, server.table, server.guard)
+        control.open_socket(path, None)
     assert path.read_text() == "mine"
 
 

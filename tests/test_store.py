@@ -68,7 +68,8 @@ def all_of(opened: Store) -> tuple[object, ...]:
     """What a reader can see."""
     volumes = opened.volumes("", "~", limit=1_000_000)
     moving = opened.volumes("", "~", moving=True, limit=1_000_000)
-    kept = [opened.all(kind) for kind in (Customer, Media, Repository, User, Access, Certificate)]
+    kept = [opened.all(kind) for kind in (Customer, Media, Repository, User, Access)]
+    kept.append([opened.get(Certificate, one.name) for one in opened.certificates(f"{MEDIA}.VLT1", 9)])
     gets = [opened.get(Volume, name) for name in (ONE, TWO, THREE)]
     return opened.sequence, opened.hash, opened.count(), opened.moving, volumes, moving, kept, gets
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_accounts import REFUSED, WORD, House
+from accounts_kit import REFUSED, WORD, House
 
 from tt.catalog import users
 from tt.catalog.messages import AccessRecord, LoggedIn, UserRecord

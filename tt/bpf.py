@@ -38,7 +38,7 @@ OPENING = {
     errno.EINVAL: "{0} is not a pinned map: give the path of one, as bpftool map create makes it",
 }
 
-_bpf = ctypes.CDLL(None, use_errno=True).syscall
+_bpf = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the GIL: no call waits, and another thread might hold it long
 _bpf.restype = ctypes.c_long
 _NUMBER = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(platform.machine(), 280)  # of bpf(2); 280: asm-generic
 
@@ -86,6 +86,7 @@ class Map:
         # A memoryview refuses bytes of another length; a ctypes buffer takes shorter ones and keeps its old rest.
         self._key, self._value = memoryview(key).cast("B"), memoryview(value).cast("B")
         self._attr = struct.pack("=IIQQQ", fd, 0, address(key), address(value), 0)
+        self._attr_new = self._attr[:24] + struct.pack("=Q", 1)  # flags: BPF_NOEXIST
 
     @classmethod
     def open(cls, path: str) -> "Map":
@@ -105,19 +106,18 @@ class Map:
     def lookup(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
         self._key[:] = key
-        return None if _bpf(_NUMBER, LOOKUP, self._attr, 32) and self._absent() else bytes(self._value)
+        return None if _bpf(_NUMBER, LOOKUP, self._attr, 32) and self._is(errno.ENOENT) else bytes(self._value)
 
-    def update(self, key: bytes, value: bytes) -> None:
-        """Add an entry, or change it."""
+    def update(self, key: bytes, value: bytes, *, new: bool = False) -> bool:
+        """Add an entry, or change it.  `new`: add alone, False where one stands (before 6.13 a trie changes it)."""
         self._key[:] = key
         self._value[:] = value
-        if _bpf(_NUMBER, UPDATE, self._attr, 32):
-            raise self.error(ctypes.get_errno())
+        return not (_bpf(_NUMBER, UPDATE, self._attr_new if new else self._attr, 32) and self._is(errno.EEXIST))
 
     def delete(self, key: bytes) -> bool:
         """Remove an entry; False where there was none."""
         self._key[:] = key
-        return not (_bpf(_NUMBER, DELETE, self._attr, 16) and self._absent())  # with 32 bytes, a value is EINVAL
+        return not (_bpf(_NUMBER, DELETE, self._attr, 16) and self._is(errno.ENOENT))  # 32 bytes: a value is EINVAL
 
     def update_batch(self, keys: Sequence[bytes], values: Sequence[bytes]) -> tuple[int, int]:
         """Add or change entries in order, up to the first that fails: how many were done, and its errno (0: all done).
@@ -141,7 +141,7 @@ class Map:
     def close(self) -> None:
         """Close the descriptor; an unpinned map goes with its last user.  Idempotent."""
         fd, self.fd = self.fd, -1
-        self._attr = struct.pack("=i28x", -1)  # the number may soon be another map's
+        self._attr = self._attr_new = struct.pack("=i28x", -1)  # the number may soon be another map's
         if fd >= 0:
             os.close(fd)
 
@@ -149,8 +149,8 @@ class Map:
         """The exception for an errno of this map, as the batches return it."""
         return error(number, IN_USE, *self._words)
 
-    def _absent(self) -> bool:
-        if (number := ctypes.get_errno()) != errno.ENOENT:
+    def _is(self, expected: int) -> bool:
+        if (number := ctypes.get_errno()) != expected:
             raise self.error(number)
         return True
 
@@ -191,7 +191,7 @@ class Map:
         again, key_buffer = 0, ctypes.create_string_buffer(self.key_size)  # the key now, and the next in its place
         begin, place = 0, address(key_buffer)
         while again <= len(found):  # not yet a whole round that brought nothing new
-            if _bpf(_NUMBER, NEXT_KEY, struct.pack("=iIQQ", self.fd, 0, begin, place), 24) and self._absent():
+            if _bpf(_NUMBER, NEXT_KEY, struct.pack("=iIQQ", self.fd, 0, begin, place), 24) and self._is(errno.ENOENT):
                 break
             begin, key = place, key_buffer.raw
             if (value := self.lookup(key)) is not None:

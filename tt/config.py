@@ -12,19 +12,42 @@ Must not know: sockets, the loop, the log.
 
 import difflib
 import math
-import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Never
+from typing import Any, NamedTuple
 
-KIB = 1 << 10
-MIB = 1 << 20
-MINUTE = 60
-HOUR = 3600
-DAY = 24 * HOUR
+from tt.option_kinds import (
+    ADDRESSES,
+    COUNT,
+    DAY,
+    DIRECTORY,
+    DURATION,
+    EXEMPTIONS,
+    GROUP,
+    HOUR,
+    KIB,
+    MAPS,
+    MIB,
+    MINUTE,
+    RATE,
+    SIZE,
+    SWITCH,
+    USER,
+    Address,
+    Exempt,
+    Kind,
+    choice,
+)
+
+__all__ = [
+    "CONTROL_SOCKET", "DAY", "DEFAULT", "DURATION", "ENVIRONMENT", "OPTIONS", "SECTIONS", "SWITCH",
+    "Address", "Config", "ConfigError", "Exempt", "Option", "Sources",
+    "allowed", "default", "examine", "flag", "load", "reload", "show",
+]  # fmt: skip
+
 ENVIRONMENT = "TT_"
 CONTROL_SOCKET = "control.sock"  # in the data directory
 DEFAULT = "default"  # the origin of a value that nobody set
@@ -32,31 +55,6 @@ DEFAULT = "default"  # the origin of a value that nobody set
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text is one line for the operator."""
-
-
-class Address(NamedTuple):
-    """Where to listen: an IP address in its text form, and a TCP port (0: any free one)."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-Exempt = IPv4Network | IPv6Network | str  # a text: one of EXEMPT_WORDS
-EXEMPT_WORDS = ("loopback", "gateways")
-
-
-class Kind(NamedTuple):
-    """How a value is written."""
-
-    rule: str  # completes the sentence "it must be ..."
-    toml: tuple[type, ...]  # the types that the file may use; everywhere else values are text
-    read: Callable[[Any], Any]  # text, or one of those types, to the value; ValueError when it cannot be
-    show: Callable[[Any], str]
-    metavar: str
-    many: bool = False  # a list in the file, commas in the environment, repeated on the command line
 
 
 class Sources(NamedTuple):
@@ -77,128 +75,6 @@ class Option(NamedTuple):
     reload: bool  # a SIGHUP makes a new value effective; otherwise the next start
     flag: bool  # is on the command line too
     short: str | None  # its one-letter form there
-
-
-# ---- kinds of values ----------------------------------------------------------------------------------------------
-
-
-def _scaled(units: Mapping[str, int]) -> Callable[[Any], float]:
-    """A reader of numbers that may carry one of these units."""
-    pattern = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})?\s*")
-
-    def read(value: Any) -> float:
-        if not isinstance(value, str):
-            return float(value)
-        match = pattern.fullmatch(value)
-        if match is None:
-            raise ValueError
-        return float(match[1]) * units[match[2] or ""]
-
-    return read
-
-
-def _show_scaled(units: Mapping[str, int], gap: str) -> Callable[[float], str]:
-    """The inverse: in the largest unit that leaves a whole number."""
-
-    def show(value: float) -> str:
-        for unit, size in sorted(units.items(), key=lambda item: -item[1]):
-            if unit and value and value % size == 0:
-                return f"{int(value // size)}{gap}{unit}"
-        return f"{value:g}"
-
-    return show
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value.strip()) is None:
-        raise ValueError
-    return int(value)
-
-
-def _truth(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if value.strip().lower() not in words:
-        raise ValueError
-    return words[value.strip().lower()]
-
-
-def _address(value: str) -> Address:
-    host, colon, port = value.strip().rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or (":" in host and not bracketed):
-        raise ValueError
-    address = ip_address(host[1:-1] if bracketed else host)
-    if bracketed != (address.version == 6) or _whole(port) > 65535:
-        raise ValueError
-    return Address(str(address), int(port))
-
-
-def _exempt(value: str) -> Exempt:
-    value = value.strip()
-    return value if value in EXEMPT_WORDS else ip_network(value)
-
-
-def _path(value: str) -> Path:
-    if not value or "\0" in value:
-        raise ValueError
-    return Path(value).expanduser()
-
-
-def _choice(*words: str) -> Kind:
-    def read(value: str) -> str:
-        if value not in words:
-            raise ValueError
-        return value
-
-    return Kind(" or ".join(words), (str,), read, str, "|".join(words))
-
-
-_SECONDS = {"": 1, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY}
-_BYTES = {"": 1, "KiB": KIB, "MiB": MIB}
-DURATION = Kind(
-    "a number of seconds, or a text like 30s, 10m, 2h, 1d",
-    (int, float, str),
-    _scaled(_SECONDS),
-    _show_scaled(_SECONDS, ""),
-    "SECONDS",
-)
-SIZE = Kind(
-    "a number of bytes, or a text like 64 KiB, 1 MiB",
-    (int, str),
-    lambda value: _whole(_scaled(_BYTES)(value)),
-    _show_scaled(_BYTES, " "),
-    "BYTES",
-)
-COUNT = Kind("a whole number", (int,), _whole, str, "N")
-RATE = Kind("a whole number (a second)", (int,), _whole, lambda value: f"{value} a second", "N")
-SWITCH = Kind("true or false", (bool,), _truth, lambda value: str(value).lower(), "")
-DIRECTORY = Kind("the path of a directory", (str,), _path, str, "DIR")
-MAPS = Kind("the path of a pinned eBPF map", (str,), _path, str, "PINNED_MAP", many=True)
-USER = Kind(
-    "the name or number of a user, or none",
-    (str, int),
-    lambda value: "" if value == "none" else str(value),
-    lambda value: value or "none",
-    "NAME",
-)
-ADDRESSES = Kind(
-    "IPv4:PORT or [IPv6]:PORT, with an address, not a name, and a port of 0 to 65535",
-    (str,),
-    _address,
-    str,
-    "ADDR:PORT",
-    many=True,
-)
-EXEMPTIONS = Kind(
-    "a network like 192.0.2.0/24 or 2001:db8::/32 without host bits, or one of the words loopback, gateways",
-    (str,),
-    _exempt,
-    str,
-    "CIDR|loopback|gateways",
-    many=True,
-)
 
 
 # ---- the options --------------------------------------------------------------------------------------------------
@@ -222,7 +98,6 @@ def _option(  # noqa: PLR0913 - one row of the table below; every column but the
 class Config:
     """The values in force.  Durations are float seconds, sizes bytes, rates per second; lists are tuples."""
 
-    # where
     listen: tuple[Address, ...] = _option(
         ADDRESSES,
         (Address("0.0.0.0", 5000), Address("::", 5000)),  # noqa: S104 - serving every interface is the purpose
@@ -237,7 +112,6 @@ class Config:
         reload=False,
         flag=True,
     )
-
     user: str = _option(
         USER,
         "",
@@ -245,8 +119,14 @@ class Config:
         reload=False,
         flag=True,
     )
+    control_group: str = _option(
+        GROUP,
+        "",
+        "group whose members may use `tt bans` and `tt status`, as root and the server's user may",
+        reload=False,
+        flag=True,
+    )
 
-    # time-outs
     timeout: float = _option(
         DURATION,
         600.0,
@@ -299,7 +179,6 @@ class Config:
         DURATION, 30.0, "time between saves of a changed time-out table", least=1, most=1 * HOUR
     )
 
-    # the kernel
     block_map: tuple[Path, ...] = _option(
         MAPS,
         (),
@@ -316,7 +195,6 @@ class Config:
         flag=True,
     )
 
-    # connections
     backlog: int = _option(
         COUNT,
         4096,
@@ -351,7 +229,6 @@ class Config:
     drain_limit: int = _option(SIZE, 64 * KIB, "bytes read and thrown away at a graceful close", most=16 * MIB)
     drain_deadline: float = _option(DURATION, 1.0, "time a graceful close may take", least=0.01, most=1 * MINUTE)
 
-    # work
     hello_rate: int = _option(RATE, 20, "HELLOs of one source that are served", least=1, most=1_000_000)
     hello_burst: int = _option(
         COUNT, 100, "HELLOs of one source served at once, ahead of the rate", least=1, most=1_000_000
@@ -362,7 +239,6 @@ class Config:
         SIZE, 256 * KIB, "bytes read from one connection in one turn of the loop", least=4 * KIB, most=16 * MIB
     )
 
-    # the catalogue
     login_failures: int = _option(
         COUNT,
         5,
@@ -384,9 +260,8 @@ class Config:
     )
     cached_volumes: int = _option(COUNT, 200_000, "Volumes held in memory", least=1000, most=100_000_000, reload=False)
 
-    # log
     log_format: str = _option(
-        _choice("text", "json"), "text", "form of the log lines on stderr", reload=False, flag=True
+        choice("text", "json"), "text", "form of the log lines on stderr", reload=False, flag=True
     )
     log_buffer: int = _option(
         SIZE,
@@ -409,6 +284,16 @@ class Config:
 
 
 OPTIONS: Mapping[str, Option] = {item.name: item.metadata["option"] for item in fields(Config) if item.metadata}
+# The headings of every list of options, each with its first one.
+SECTIONS: Mapping[str, str] = {
+    "listen": "Where and as whom",
+    "timeout": "Time-outs",
+    "block_map": "The kernel",
+    "backlog": "Connections",
+    "hello_rate": "Work in one turn of the loop",
+    "login_failures": "The catalogue",
+    "log_format": "The log",
+}
 _FIELDS: Mapping[str, Field[Any]] = {item.name: item for item in fields(Config)}
 
 
@@ -428,6 +313,13 @@ def default(name: str) -> Any:
     return _FIELDS[name].default
 
 
+def allowed(name: str) -> str:
+    """What the option's value may be, as a noun phrase; with the range of a number."""
+    option = OPTIONS[name]
+    limits = "" if option.most == math.inf else f": {option.kind.show(option.least)} to {option.kind.show(option.most)}"
+    return option.kind.rule + limits
+
+
 # ---- loading ------------------------------------------------------------------------------------------------------
 
 
@@ -435,14 +327,32 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     """The configuration from a TOML file (None: no file), the environment, and the command line's options.
 
     `overrides` holds option names with the text typed (lists of it for options that may be repeated), or with values
-    of the types that the file may use.  Raises ConfigError.
+    of the types that the file may use.  Raises ConfigError, with the first of the errors.
     """
+    config, errors = examine(path, environ, overrides)
+    if errors:
+        raise ConfigError(errors[0])
+    return config
+
+
+def examine(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """What `load` gives, and all errors, one line each; an option with one has the value that it has without it."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for origin, name, raw in (*_from_file(path), *_from_environment(environ), *_from_command_line(overrides)):
-        values[name] = _parse(origin, name, raw)
-        origins[name] = origin
-    return _checked(Config(**values, origins=origins, sources=Sources(path, dict(environ), dict(overrides))))
+    errors: list[str] = []
+    wrong: set[str] = set()
+    given = chain(
+        _from_file(path, errors), _from_environment(environ, errors), _from_command_line(overrides, errors)
+    )  # fmt: skip
+    for origin, name, raw in given:
+        value, refused = _parse(origin, name, raw)
+        if refused:
+            errors += refused
+            wrong.add(name)
+        else:
+            values[name], origins[name] = value, origin
+    config = Config(**values, origins=origins, sources=Sources(path, dict(environ), dict(overrides)))
+    return config, errors + [text for names, text in _broken_rules(config) if wrong.isdisjoint(names)]
 
 
 def reload(running: Config) -> tuple[Config, list[str]]:
@@ -458,22 +368,24 @@ def reload(running: Config) -> tuple[Config, list[str]]:
     return replace(loaded, **keep, origins=origins), held
 
 
-def _from_file(path: Path | None) -> Iterable[tuple[str, str, Any]]:
+def _from_file(path: Path | None, errors: list[str]) -> Iterable[tuple[str, str, Any]]:
     if path is None:
         return
+    table: dict[str, Any] = {}
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}: name a readable file with -c, or leave -c out") from None
+        errors.append(f"{path}: {error.strerror}: name a readable file with -c, or leave -c out")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}: write a line per option, like timeout = 600") from None
+        errors.append(f"{path}: not TOML: {error}: write a line per option, like timeout = 600")
     for name, raw in table.items():
-        if name not in OPTIONS:
-            raise ConfigError(f"{path}: {name!r}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}")
-        yield f"{path}: {name}", name, raw
+        if name in OPTIONS:
+            yield f"{path}: {name}", name, raw
+        else:
+            errors.append(f"{path}: {name!r}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}")
 
 
-def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, Any]]:
+def _from_environment(environ: Mapping[str, str], errors: list[str]) -> Iterable[tuple[str, str, Any]]:
     variables = {ENVIRONMENT + name.upper(): name for name in OPTIONS}
     for variable in sorted(environ):
         if variable in variables:
@@ -482,16 +394,15 @@ def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, An
             many = OPTIONS[name].kind.many
             yield f"environment {variable}", name, [item for item in raw.split(",") if item.strip()] if many else raw
         elif variable.startswith(ENVIRONMENT) and (near := _near(variable, variables)):
-            raise ConfigError(f"environment {variable}: no such option; did you mean {near}?")
+            errors.append(f"environment {variable}: no such option; did you mean {near}?")
 
 
-def _from_command_line(overrides: Mapping[str, Any]) -> Iterable[tuple[str, str, Any]]:
+def _from_command_line(overrides: Mapping[str, Any], errors: list[str]) -> Iterable[tuple[str, str, Any]]:
     for name, raw in overrides.items():
-        if name not in OPTIONS:
-            raise ConfigError(
-                f"option {flag(name)}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}"
-            )
-        yield f"option {flag(name)}", name, raw
+        if name in OPTIONS:
+            yield f"option {flag(name)}", name, raw
+        else:
+            errors.append(f"option {flag(name)}: no such option; {_nearest(name, OPTIONS, 'see `tt serve --help`')}")
 
 
 def _near(name: str, names: Iterable[str]) -> str | None:
@@ -504,15 +415,21 @@ def _nearest(name: str, names: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near!r}?" if near else otherwise
 
 
-def _parse(origin: str, name: str, raw: Any) -> Any:
-    """One option's value, checked for type and range.  The text of an environment variable has every type."""
+def _parse(origin: str, name: str, raw: Any) -> tuple[Any, list[str]]:
+    """One option's value, checked for type and range, and what is wrong with it: of a list, each item that is."""
     kind = OPTIONS[name].kind
+    # The text of a variable or of the command line has every type.
     in_file = not origin.startswith(("environment ", "option "))
-    if not kind.many:
-        return _parse_item(origin, name, raw, in_file=in_file)
-    if not isinstance(raw, (list, tuple)):
-        _refuse(origin, name, raw, f"it must be a list; each item: {kind.rule}")
-    return tuple(dict.fromkeys(_parse_item(origin, name, item, in_file=in_file) for item in raw))
+    items: list[Any] = []
+    errors: list[str] = []
+    if kind.many and not isinstance(raw, (list, tuple)):
+        return None, [_refusal(origin, name, raw, f"it must be a list; each item: {kind.rule}")]
+    for item in raw if kind.many else [raw]:
+        try:
+            items.append(_parse_item(origin, name, item, in_file=in_file))
+        except ConfigError as error:
+            errors.append(str(error))
+    return tuple(dict.fromkeys(items)) if kind.many else next(iter(items), None), errors
 
 
 def _parse_item(origin: str, name: str, raw: Any, *, in_file: bool) -> Any:
@@ -521,33 +438,34 @@ def _parse_item(origin: str, name: str, raw: Any, *, in_file: bool) -> Any:
     types = kind.toml if in_file else (*kind.toml, str)
     # bool is an int to Python: `timeout = true` is a wrong type all the same.
     if not isinstance(raw, types) or (isinstance(raw, bool) and bool not in types):
-        _refuse(origin, name, raw, f"it must be {kind.rule}")
+        raise ConfigError(_refusal(origin, name, raw, f"it must be {kind.rule}"))
     try:
         value = kind.read(raw)
     except (ValueError, OverflowError, RuntimeError):  # RuntimeError: a home directory that does not exist
-        _refuse(origin, name, raw, f"it must be {kind.rule}")
+        raise ConfigError(_refusal(origin, name, raw, f"it must be {kind.rule}")) from None
     if isinstance(value, (int, float)) and not option.least <= value <= option.most:
-        _refuse(origin, name, raw, f"out of range: it must be {kind.show(option.least)} to {kind.show(option.most)}")
+        rule = f"out of range: it must be {kind.show(option.least)} to {kind.show(option.most)}"
+        raise ConfigError(_refusal(origin, name, raw, rule))
     return value
 
 
-def _refuse(origin: str, name: str, raw: Any, rule: str) -> Never:
+def _refusal(origin: str, name: str, raw: Any, rule: str) -> str:
     # repr, cut: a value may hold anything, and the answer is one line.
     text = ascii(raw)
     text = text if len(text) <= 60 else text[:57] + "..."
-    raise ConfigError(f"{origin} = {text}: {rule}; leave it out for {show(name, default(name))}")
+    return f"{origin} = {text}: {rule}; leave it out for {show(name, default(name))}"
 
 
-def _checked(config: Config) -> Config:
-    """Rules that join two options."""
+def _broken_rules(config: Config) -> Iterable[tuple[set[str], str]]:
+    """What is wrong with options that are right each by itself: which ones, and the error."""
     if not config.listen:
-        raise ConfigError(f"{config.origin('listen')}: empty: name at least one ADDR:PORT to listen on")
+        yield {"listen"}, f"{config.origin('listen')}: empty: name at least one ADDR:PORT to listen on"
     if config.escalate and config.timeout_max < config.timeout:
-        raise ConfigError(
+        text = (
             f"{_source(config, 'timeout')} is longer than {_source(config, 'timeout_max')}: "
             "raise timeout_max, or set escalate = false"
         )
-    return config
+        yield {"escalate", "timeout_max", "timeout"}, text
 
 
 def _source(config: Config, name: str) -> str:

@@ -37,7 +37,7 @@ from tt.guard import Guard
 from tt.kernel_gate import packed
 
 # What the service group may ask for: all of an operator's day.  Not an account of the catalogue: who may give one out
-# can make himself its administrator, and whom that needs is root's choice.  A new request is not theirs until it is here.
+# can make himself its administrator, and that is for root to allow.  A new request is not theirs until it is here.
 FOR_GROUP = frozenset(("status", "bans.list", "bans.add", "bans.remove", "bans.clear"))
 SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
 NGROUPS_MAX = 65536  # credentials(7)
@@ -53,7 +53,7 @@ NS = 1_000_000_000
 Answer = Iterator[dict[str, Any]]
 PIECE_ENDS: dict[str, Any] = {}  # in an answer: here the loop goes on with the others
 _encode = msgspec.json.Encoder().encode
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None)
 
 
 class ControlError(Exception):
@@ -68,7 +68,7 @@ class Caller(NamedTuple):
     """Who asks, as the kernel had it when the client connected (SO_PEERCRED and SO_PEERGROUPS, unix(7))."""
 
     uid: int
-    groups: frozenset[int]  # looked up only where there is a service group
+    groups: frozenset[int]
 
 
 class ControlSocket(NamedTuple):
@@ -136,7 +136,7 @@ class Control:
             self._server.unwatch(self._listener.fileno())
             return
         connection.setblocking(False)
-        caller = _caller(connection, with_groups=self._door.group is not None)
+        caller = _caller(connection)
         if not self._is_owner(caller) and self._door.group not in caller.groups:
             # Before he has a place here: a stranger must not push out who is let in.
             self._turn_away(connection, caller)
@@ -461,29 +461,24 @@ def _let_in(folder: Path, group: int) -> None:
     through = stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH
     if status.st_mode & through:
         return
-    try:
-        if status.st_mode & stat.S_IRWXG:
-            raise PermissionError
-        os.chown(folder, -1, group)
-        folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXGRP)
-    except PermissionError:
-        name = _group_name(group)
-        remedy = f"chgrp {name} {folder}; chmod g+x {folder}"
-        log.event(logging.WARNING, "the data directory may be closed to the control group", group=name, remedy=remedy)
+    if not status.st_mode & stat.S_IRWXG:
+        with suppress(PermissionError):  # it is another user's
+            os.chown(folder, -1, group)
+            folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXGRP)
+            return
+    name = _group_name(group)
+    remedy = f"chgrp {name} {folder}; chmod g+x {folder}"
+    log.event(logging.WARNING, "the data directory may be closed to the control group", group=name, remedy=remedy)
 
 
-def _caller(connection: socket.socket, *, with_groups: bool) -> Caller:
+def _caller(connection: socket.socket) -> Caller:
     _, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Caller(uid, frozenset((gid, *_supplementary_groups(connection))) if with_groups else frozenset())
-
-
-def _supplementary_groups(connection: socket.socket) -> list[int]:
     # By getsockopt(2) itself: Python's gives at most 1 KiB, which is 256 groups, and a directory service may give more.
     groups = (ctypes.c_uint32 * NGROUPS_MAX)()
     size = ctypes.c_uint32(ctypes.sizeof(groups))
-    if _libc.getsockopt(connection.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, groups, ctypes.byref(size)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return groups[: size.value // ctypes.sizeof(ctypes.c_uint32)]
+    failed = _libc.getsockopt(connection.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, groups, ctypes.byref(size))
+    # A kernel without it (before 4.13) gives the primary group alone.
+    return Caller(uid, frozenset((gid, *groups[: 0 if failed else size.value // ctypes.sizeof(ctypes.c_uint32)])))
 
 
 @lru_cache(64)  # asked once of a user: a directory service may take its time

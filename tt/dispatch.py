@@ -19,7 +19,7 @@ from tt.pending import Later, Pending
 
 SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
-SLICE = 256  # requests that are answered before the loop serves others
+SLICE = 128  # requests that are answered before the loop serves others: about 2 ms where each is a change
 
 
 Work = Generator[bool, None, None]  # gives GO_ON between slices, PARK where it waits for Connection.resume()

@@ -15,6 +15,7 @@ It must not know sockets, frames, or why somebody is timed out.
 import errno
 import logging
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class BlockMap:
     def value(self, end: int) -> bytes:
         """The map's value for an end in ns: in seconds rounded up, so that nobody is let in early."""
         unit = end if self.map.value_size == 8 else -(-end // SECOND)
-        return struct.pack(VALUE_FORMATS[self.map.value_size], unit)
+        return unit.to_bytes(self.map.value_size, sys.byteorder)
 
     def end(self, value: bytes, now: int) -> int | None:
         """The end of a value, ns; None: preloaded."""
@@ -180,6 +181,8 @@ class KernelGate:
 
     def turn(self, added: Sequence[TimedOut], ended: Sequence[bytes], table: TimeoutTable) -> None:
         """The changes of one turn of the loop."""
+        if len(added) == 1 and not ended and self._write_alone(added[0]):
+            return
         now = time.monotonic_ns()
         fresh = {item.key: item.end for item in added if item.end}
         gone = dict.fromkeys(ended)
@@ -205,6 +208,16 @@ class KernelGate:
             again = dict(islice(block_map.missing.items(), RETRIES))
             if again:
                 _update(block_map, again, now)
+
+    def _write_alone(self, item: TimedOut) -> bool:
+        """One new source, as in nearly every turn with a verdict.  False: nothing is done, it goes the long way.
+
+        One call of the kernel and little on the way to it: until then the kernel lets that source in.
+        """
+        for block_map in self.maps:
+            if key := block_map.key(item.key):
+                return item.end > 0 and _add(block_map, key, item.end)
+        return False
 
     def _write(self, wanted: Mapping[bytes, int], now: int) -> None:
         for block_map in self.maps:
@@ -294,6 +307,22 @@ def _update(block_map: BlockMap, changes: Mapping[bytes, int], now: int) -> None
             _forget(block_map, key)
     _write_all(block_map, renewals, changes)
     _write_all(block_map, new, changes, all_new=True)
+
+
+def _add(block_map: BlockMap, key: bytes, end: int) -> bool:
+    """Writes an entry where none stands.  False: nothing is done; one stands there, or the kernel refused."""
+    # Other kinds are looked at first: an LRU map may evict an entry before it sees that one stands, a trie changes it.
+    if block_map.map.kind != "hash" or key in block_map.held:
+        return False
+    value = block_map.value(end)
+    try:
+        if not block_map.map.update(key, value, new=True):
+            return False
+    except OSError:  # said and counted by the long way, which meets it again
+        return False
+    block_map.held[key] = value
+    block_map.missing.pop(key, None)
+    return True
 
 
 def _write_all(

@@ -86,15 +86,12 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     addresses = [listener.getsockname() for listener in listeners]
     data = _data_directory(settings.data)
     privileges.hand_over(data, user)
-    # The group only while the socket is given to it: the server shall have no rights from it.
-    with privileges.acting_as(user and group and user._replace(groups=(*user.groups, group)) or user):
+    with privileges.acting_as(_member(user, group)):
         _check_writable(data)
         ends.callback(os.close, _lock(data))
-        key, created = keys.create_or_load(data)
+        key = _key(data)
         door = open_socket(data / config.CONTROL_SOCKET, group)
         ends.callback(door.close)
-    if created:
-        log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
     _name_process()
     try:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
@@ -117,9 +114,8 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
             f"not enough memory for {places} connections and 2 x {settings.table_size} timed-out sources: "
             "lower max_connections or --table-size"
         ) from error
-    dispatcher.operations, dispatcher.ended = catalog.operations, catalog.ended
-    catalog.start(server)
-    application.serve(server, catalog)
+    application.serve(server)
+    application.offer(catalog, dispatcher)
     application.control = control = Control(door, server, table, guard, catalog)
     ends.callback(control.close)
     privileges.warn_of_root()
@@ -145,12 +141,17 @@ class Application:
         self.turn = guard.turn
         self.failed = guard.failed
 
-    def serve(self, server: Server, catalog: Service | None = None) -> None:
-        """The loop that calls, for what changes it; and the catalogue behind it."""
+    def serve(self, server: Server) -> None:
+        """The loop that calls, for what changes it."""
         self._server = server
-        self._catalog = catalog
         self._guard.counters = server.counters
         self._guard.lift = server.lift
+
+    def offer(self, catalog: Service, dispatcher: Dispatcher) -> None:
+        """The catalogue behind the loop, whose operations the dispatcher has from here on."""
+        self._catalog = catalog
+        dispatcher.operations, dispatcher.ended = catalog.operations, catalog.ended
+        catalog.start(self._server)
 
     def tick(self) -> None:
         """About once a second."""
@@ -223,6 +224,18 @@ def _data_directory(path: Path) -> Path:
     except OSError as error:
         _refuse(f"data directory {path}", error, remedy)
     return path
+
+
+def _key(data: Path) -> keys.ServerKey:
+    key, created = keys.create_or_load(data)
+    if created:
+        log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
+    return key
+
+
+def _member(user: privileges.User | None, group: int | None) -> privileges.User | None:
+    """The user while he gives the group the control socket; the server is to have no rights from that group."""
+    return user if user is None or group is None else user._replace(groups=(*user.groups, group))
 
 
 def _vouch(vouched: TimeoutTable, source: str) -> None:

@@ -110,7 +110,7 @@ class Job(Pending):
         """In the thread."""
         try:
             if self._stored is not None:
-                # Who has no password, or none that can be read, costs what everybody costs: the dummy is of no password.
+                # Who has none, or none that can be read, costs what everybody costs: the dummy is of no password.
                 kept, salt, key = _parse(self._stored) or dummy
                 self.right = compare_digest(_derive(self._old, kept, salt), key)
                 if self.right and self._new is None and kept != cost:

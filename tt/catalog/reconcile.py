@@ -54,8 +54,7 @@ def get_certificate(at: Reader, asked: OneCertificate) -> CertificateRecord:
 
 def list_certificates(at: Reader, asked: OneRepository) -> Certificates:
     here = at.record(Repository, asked.repository)
-    kept = at.store.all(Certificate, f"{here.name} ")
-    return Certificates([_shown(certificate, [], []) for certificate in kept[: -PAGE - 1 : -1]])
+    return Certificates([_shown(certificate, [], []) for certificate in at.store.certificates(here.name, PAGE)])
 
 
 def _ids(names: list[str], media: str) -> Generator[None, None, dict[str, None]]:
