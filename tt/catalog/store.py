@@ -178,8 +178,10 @@ class Store:
         return found[0] if found else None
 
     def all(self, kind: type[R], prefix: str = "") -> list[R]:
-        """Those whose names begin with `prefix`, sorted by name; of the kinds that are in memory."""
-        records = self._records[kind]
+        """Those whose names begin with `prefix`, sorted by name; of all kinds but Volume."""
+        records = self._records.get(kind)
+        if records is None:
+            return self._select(kind, "WHERE name >= ? AND name < ? ORDER BY name", prefix, prefix + "\U0010ffff")
         names = self._names[kind]
         if names is None:
             names = self._names[kind] = sorted(records)
