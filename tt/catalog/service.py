@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tt import log
-from tt.catalog.accounts import Accounts
+from tt.catalog.accounts import HOST, Accounts
 from tt.catalog.model import Customer, User
 from tt.catalog.operations import Catalog
 from tt.catalog.passwords import Passwords
-from tt.catalog.store import Author, Store
+from tt.catalog.store import Store
 from tt.config import Config
 from tt.dispatch import Operation, Session
 from tt.pending import Later
@@ -67,7 +67,7 @@ class Service:
 
     def reset(self, user: str) -> Later:
         """A new one-time password for a user, asked for on this host.  Raises OperationError."""
-        return self._accounts.reset(user, Author("root", "tt", "local"))
+        return self._accounts.reset(user, HOST)
 
     def tick(self, now: float) -> None:
         """About once a second; monotonic seconds."""
