@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from test_store import AUTHOR, LOAD, MEDIA, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write
+from store_kit import AUTHOR, MEDIA, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write
+from test_store import LOAD
 
 from tt.catalog.chain import START, Head, backup, link, parse_head, verify
 from tt.catalog.model import Access, User, Volume

@@ -1,10 +1,8 @@
-"""tt/catalog/store.py and schema.py: what was acknowledged is there, and what failed has not happened."""
+"""tt/catalog/store.py: what was acknowledged is there, and what failed has not happened."""
 
 import itertools
 import os
 import random
-import resource
-import select
 import signal
 import sqlite3
 import stat
@@ -12,56 +10,20 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from process import need, plain_environment
+from store_kit import (
+    AUTHOR, MEDIA, NOON, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write,
+)  # fmt: skip
 
 from tt.catalog import schema, store
-from tt.catalog.chain import START, Report, verify
+from tt.catalog.chain import START
 from tt.catalog.model import Access, Certificate, Customer, Media, Repository, User, Volume
-from tt.catalog.store import Author, Change, Store, StoreError
-
-AUTHOR = Author("jsmith", "tt 0.1", "192.0.2.7")
-NOON = 1_800_000_000.25  # s since 1970 UTC
-PATIENCE = 10_000  # ms
-MEDIA = "US01.LTO"
-ONE, TWO, THREE = (f"{MEDIA}.A0000{number}" for number in (1, 2, 3))
-
-
-def settle(opened: Store) -> None:
-    """Turn as the loop does, until all that was written is on disk or has failed."""
-    ready = select.poll()
-    ready.register(opened.descriptor, select.POLLIN)
-    while opened.busy is not None or ready.poll(0):
-        assert ready.poll(PATIENCE), "nothing woke the loop"
-        opened.turn()
-
-
-def write(opened: Store, *records, event: str = "add") -> Change:
-    """One change of these records, in the open group."""
-    with opened.change(AUTHOR) as change:
-        for record in records:
-            change.put(record, event)
-    return change
-
-
-def altered(opened: Store, name: str, event: str = "change", **fields) -> Change:
-    """One change of a Volume."""
-    with opened.change(AUTHOR) as change:
-        change.put(replace(change.get(Volume, name), **fields), event)
-    return change
-
-
-def filled(path: Path, **options) -> Store:
-    """A catalogue with one Media type, two Repositories and two Volumes in the first of them."""
-    opened = Store(path, clock=lambda: NOON, **options)
-    write(opened, Customer("US01", "one"), Media(MEDIA), Repository(f"{MEDIA}.VLT1"), Repository(f"{MEDIA}.VLT2"))
-    write(opened, Volume(ONE, "VLT1"), Volume(TWO, "VLT1", description="two"))
-    settle(opened)
-    return opened
+from tt.catalog.store import Change, Store, StoreError
 
 
 def all_of(opened: Store) -> tuple[object, ...]:
@@ -74,12 +36,6 @@ def all_of(opened: Store) -> tuple[object, ...]:
     return opened.sequence, opened.hash, opened.count(), opened.moving, volumes, moving, kept, gets
 
 
-def holds(path: Path) -> Report:
-    report = verify(path)
-    assert report.problem == ""
-    return report
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "tapetrack.db"
@@ -90,17 +46,6 @@ def catalogue(path: Path) -> Iterator[Store]:
     opened = filled(path)
     yield opened
     opened.close()
-
-
-@contextmanager
-def no_file_grows() -> Iterator[None]:
-    """The kernel lets no file of this process become longer than a byte (EFBIG), as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---- changes and commits --------------------------------------------------------------------------------------------
@@ -652,199 +597,4 @@ def test_a_change_whose_fsync_failed_does_not_come_back_after_a_kill(tmp_path: P
     again = Store(path)
     assert again.get(Volume, ONE).description == "kept"
     again.close()
-    assert holds(path)
-
-
-# ---- real disks: a file system of its own, in a mount namespace -----------------------------------------------------
-
-
-def on_a_disk_of_its_own(place: Path, script: str) -> None:
-    """Run a script in a process that has a small tmpfs at `place`, where `path` is a catalogue."""
-    need("unshare", "mount", root=True)
-    head = """
-        import subprocess, sys
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
-        from test_store import *
-        disk = Path(sys.argv[1])
-        path = disk / "tapetrack.db"
-    """
-    place.mkdir()
-    mount = 'mount -t tmpfs -o size=2m none "$1"; exec "$2" -c "$3" "$1" "$4"'
-    words = ["sh", place, sys.executable, textwrap.dedent(head) + textwrap.dedent(script), Path(__file__).parent]
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", mount, *words], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_on_a_full_disk_reads_go_on_writes_say_so_and_room_heals_it(tmp_path: Path) -> None:
-    on_a_disk_of_its_own(
-        tmp_path / "disk",
-        """
-        opened = filled(path)
-        acknowledged, errors = 0, []
-        filler = (disk / "filler").open("wb", buffering=0)
-        with suppress(OSError):
-            while True:
-                filler.write(bytes(4096))
-        filler.truncate(filler.tell() - 40 * 4096)
-        for number in range(400):
-            try:
-                change = altered(opened, ONE, description=f"{number}" * 60)
-            except StoreError as error:
-                errors.append(error)
-                settle(opened)
-                continue
-            settle(opened)
-            if change.pending.error:
-                errors.append(change.pending.error)
-            else:
-                acknowledged = change.sequence
-            assert opened.get(Volume, ONE).last == acknowledged or not acknowledged
-            assert opened.get(Volume, TWO).description == "two"
-            assert len(opened.volumes("", "~", limit=9)) == 2
-        assert len(errors) > 100, len(errors)
-        assert {str(error).partition(": ")[0] for error in errors} == {"the disk of the catalogue is full"}
-        assert acknowledged <= opened.sequence
-        filler.close()
-        (disk / "filler").unlink()
-        healed = altered(opened, ONE, description="healed")
-        settle(opened)
-        assert healed.pending.error is None, healed.pending.error
-        assert healed.sequence == max(acknowledged, 6) + 1
-        opened.close()
-        assert holds(path).head == (healed.sequence, healed.hash)
-        """,
-    )
-
-
-def test_a_read_only_file_or_directory_is_refused_in_one_line(tmp_path: Path) -> None:
-    on_a_disk_of_its_own(
-        tmp_path / "disk",
-        """
-        filled(path).close()
-        (disk / "new").mkdir()
-        def refused(path, *words):
-            with pytest.raises(StoreError) as raised:
-                Store(path)
-            text = str(raised.value)
-            assert text.startswith(f"{path}: ") and "\\n" not in text, text
-            assert all(word in text for word in words), text
-        def run(*words):
-            subprocess.run(words, check=True)
-        run("mount", "--bind", path, path)
-        run("mount", "-o", "remount,ro,bind", path)
-        refused(path, "can be written")
-        run("umount", path)
-        run("mount", "-o", "remount,ro", disk)
-        refused(path, "can be written")
-        refused(disk / "another.db", "Read-only file system", "mount it writable")
-        assert verify(path).problem == ""
-        run("mount", "-o", "remount,rw", disk)
-        Store(path).close()
-        """,
-    )
-
-
-# ---- files that are not a catalogue ---------------------------------------------------------------------------------
-
-
-NEWER = len(schema.MIGRATIONS) + 1
-
-
-def text_file(path: Path) -> None:
-    path.write_text("PRAGMA this is no database\n" * 500)
-
-
-def other_database(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as file:
-        file.execute("CREATE TABLE volume (name)")
-
-
-def cut(path: Path) -> None:
-    filled(path).close()
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def page_overwritten(path: Path, number: int) -> None:
-    filled(path).close()
-    with path.open("r+b") as file:
-        file.seek(4096 * number + (100 if number == 0 else 0))
-        file.write(b"\x55" * 3000)
-
-
-def newer(path: Path) -> None:
-    filled(path).close()
-    with closing(sqlite3.connect(path)) as file:
-        file.execute(f"PRAGMA user_version = {NEWER}")
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (text_file, "no tape catalogue"),
-        (other_database, "no tape catalogue: give another file"),
-        (cut, "damaged: restore a backup"),
-        (lambda path: page_overwritten(path, 0), "damaged: restore a backup"),
-        (lambda path: page_overwritten(path, 1), "damaged: restore a backup"),
-        (newer, f"its version is {NEWER}, this tt reads up to {NEWER - 1}: use a newer tt"),
-        (lambda path: path.mkdir(), "it must be a file"),
-        (lambda path: path.symlink_to("nowhere/file"), "it must be a file"),
-    ],
-    ids=["text", "other database", "cut", "schema page", "table page", "newer", "directory", "dangling link"],
-)
-def test_what_is_no_catalogue_is_refused_in_one_line_and_left_as_it_is(
-    path: Path, make: Callable[[Path], None], says: str
-) -> None:
-    make(path)
-    before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(StoreError) as raised:
-        Store(path)
-    text = str(raised.value)
-    assert text.startswith(f"{path}: ")
-    assert says in text
-    assert "\n" not in text
-    assert before is None or path.read_bytes() == before
-
-
-def test_a_catalogue_in_no_directory_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"none/tapetrack\.db: No such file or directory: make the directory"):
-        Store(tmp_path / "none" / "tapetrack.db")
-
-
-# ---- migrations -----------------------------------------------------------------------------------------------------
-
-
-def version_of(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as file:
-        return int(file.execute("PRAGMA user_version").fetchone()[0])
-
-
-STEPS = (
-    *schema.MIGRATIONS,
-    ("ALTER TABLE volume ADD COLUMN slot TEXT NOT NULL DEFAULT ''", "UPDATE volume SET slot = 'second'"),
-    ("UPDATE volume SET slot = slot || ' third'",),
-)
-
-
-def test_an_older_file_takes_the_steps_it_lacks_in_their_order(path: Path) -> None:
-    filled(path).close()
-    assert version_of(path) == 1
-    for _ in range(2):  # the second time there is nothing to do
-        schema.connect(path, lambda file, path: schema.migrate(file, path, STEPS)).close()
-        assert version_of(path) == 3
-        with closing(sqlite3.connect(path)) as file:
-            assert file.execute("SELECT DISTINCT slot FROM volume").fetchall() == [("second third",)]
-
-
-def test_a_step_that_fails_leaves_the_file_at_its_version(path: Path) -> None:
-    filled(path).close()
-    steps = (*STEPS, ("UPDATE volume SET slot = 'lost'", "UPDATE nowhere SET slot = 1"))
-    with pytest.raises(StoreError, match="no such table: nowhere"):
-        schema.connect(path, lambda file, path: schema.migrate(file, path, steps))
-    assert version_of(path) == 1
-    opened = Store(path)
-    assert opened.count() == 2
-    opened.close()
     assert holds(path)

@@ -72,11 +72,12 @@ class Caller(NamedTuple):
 
 
 class ControlSocket(NamedTuple):
-    """The listening socket, its place, and the service group's id (None: there is none)."""
+    """The listening socket, its place, the service group's id (None: there is none), and whether it can get there."""
 
     listener: socket.socket
     path: Path
     group: int | None
+    reachable: bool
 
     def close(self) -> None:
         """Leave neither the socket nor its name; may be called twice."""
@@ -113,6 +114,10 @@ class Control:
             "user.reset": self._reset,
         }
         server.watch(self._listener.fileno(), self._accept)
+        if not door.reachable:
+            words, folder = "the data directory may be closed to the control group", door.path.parent
+            remedy = f"chgrp {self._group} {folder}; chmod g+x {folder}"
+            log.event(logging.WARNING, words, group=self._group, remedy=remedy)
 
     def close(self) -> None:
         """At the end of the server: no socket and no client is left."""
@@ -398,7 +403,10 @@ class _Client:
 
 
 def find_group(name: str) -> int | None:
-    """The id of a group, given by name or number; None for "".  Raises ControlError."""
+    """The id of a group, given by name or number; None for "".  Raises ControlError.
+
+    Also where this user could not give it the socket: said here, where nothing is made yet.
+    """
     if not name:
         return None
     try:
@@ -407,6 +415,8 @@ def find_group(name: str) -> int | None:
         gid = -1
     if not 0 <= gid < (1 << 32) - 1:  # the last number means "no change" to chown(2)
         raise ControlError(f"--control-group {name}: there is no such group: name one of /etc/group, or a number")
+    if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
+        raise ControlError(_cannot_give(gid))
     return gid
 
 
@@ -435,9 +445,7 @@ def open_socket(path: Path, group: int | None) -> ControlSocket:
         raise
     finally:
         os.umask(mask)
-    if group is not None:
-        _let_in(path.parent, group)
-    return ControlSocket(listener, path, group)
+    return ControlSocket(listener, path, group, reachable=group is None or _let_in(path.parent, group))
 
 
 def _give_to(path: Path, group: int) -> None:
@@ -446,29 +454,31 @@ def _give_to(path: Path, group: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: not a group of this user namespace
             raise
-        me, name = _user_name(os.geteuid()), _group_name(group)
-        remedy = f"make {me} a member of it (usermod -aG {name} {me}), or start as root"
-        raise ControlError(f"--control-group {name}: {me} cannot give it the control socket: {remedy}") from error
+        raise ControlError(_cannot_give(group)) from error
     path.chmod(0o660)
 
 
-def _let_in(folder: Path, group: int) -> None:
-    """Let the group through the folder to the socket, but not see what else is there: 0710.
+def _cannot_give(group: int) -> str:
+    me, name = _user_name(os.geteuid()), _group_name(group)
+    remedy = f"make {me} a member of it (usermod -aG {name} {me}), or start as root"
+    return f"--control-group {name}: {me} cannot give it the control socket: {remedy}"
+
+
+def _let_in(folder: Path, group: int) -> bool:
+    """Let the group through the folder to the socket, but not see what else is there: 0710.  Returns whether it can.
 
     Only where no other group has rights to lose; what the operator has arranged (access control lists, too) stays.
     """
     status = folder.stat()
     through = stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH
     if status.st_mode & through:
-        return
+        return True
     if not status.st_mode & stat.S_IRWXG:
         with suppress(PermissionError):  # it is another user's
             os.chown(folder, -1, group)
             folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXGRP)
-            return
-    name = _group_name(group)
-    remedy = f"chgrp {name} {folder}; chmod g+x {folder}"
-    log.event(logging.WARNING, "the data directory may be closed to the control group", group=name, remedy=remedy)
+            return True
+    return False
 
 
 def _caller(connection: socket.socket) -> Caller:

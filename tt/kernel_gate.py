@@ -88,7 +88,7 @@ class BlockMap:
             return None
         try:
             source = source_text(_text(address, length), self.ipv6_prefix)
-        except ValueError:  # 64:ff9b::/64: such addresses are looked up as IPv4
+        except ValueError:  # a part of ::ffff:0:0/96: such addresses are looked up as IPv4
             return None
         return source if packed(source) == address else None
 

@@ -89,9 +89,11 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     with privileges.acting_as(_member(user, group)):
         _check_writable(data)
         ends.callback(os.close, _lock(data))
-        key = _key(data)
+        key, created = keys.create_or_load(data)
         door = open_socket(data / config.CONTROL_SOCKET, group)
         ends.callback(door.close)
+    if created:
+        log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
     _name_process()
     try:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
@@ -224,13 +226,6 @@ def _data_directory(path: Path) -> Path:
     except OSError as error:
         _refuse(f"data directory {path}", error, remedy)
     return path
-
-
-def _key(data: Path) -> keys.ServerKey:
-    key, created = keys.create_or_load(data)
-    if created:
-        log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
-    return key
 
 
 def _member(user: privileges.User | None, group: int | None) -> privileges.User | None:

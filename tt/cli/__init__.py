@@ -17,6 +17,7 @@ from tt.cli import output
 # The first word of the command line -> the module of its group, in the order of the help text.
 GROUPS = {
     "serve": "tt.cli.serve",
+    "config": "tt.cli.config",
     "ping": "tt.cli.ping",
     "known": "tt.cli.known",
     "bans": "tt.cli.bans",

@@ -1,0 +1,69 @@
+"""A catalogue's file for the tests of the store, its schema and its chain."""
+
+import resource
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from tt.catalog.chain import Report, verify
+from tt.catalog.model import Customer, Media, Repository, Volume
+from tt.catalog.store import Author, Change, Store
+
+AUTHOR = Author("jsmith", "tt 0.1", "192.0.2.7")
+NOON = 1_800_000_000.25  # s since 1970 UTC
+PATIENCE = 10_000  # ms
+MEDIA = "US01.LTO"
+ONE, TWO, THREE = (f"{MEDIA}.A0000{number}" for number in (1, 2, 3))
+
+
+def settle(opened: Store) -> None:
+    """Turn as the loop does, until all that was written is on disk or has failed."""
+    ready = select.poll()
+    ready.register(opened.descriptor, select.POLLIN)
+    while opened.busy is not None or ready.poll(0):
+        assert ready.poll(PATIENCE), "nothing woke the loop"
+        opened.turn()
+
+
+def write(opened: Store, *records, event: str = "add") -> Change:
+    """One change of these records, in the open group."""
+    with opened.change(AUTHOR) as change:
+        for record in records:
+            change.put(record, event)
+    return change
+
+
+def altered(opened: Store, name: str, event: str = "change", **fields) -> Change:
+    """One change of a Volume."""
+    with opened.change(AUTHOR) as change:
+        change.put(replace(change.get(Volume, name), **fields), event)
+    return change
+
+
+def filled(path: Path, **options) -> Store:
+    """A catalogue with one Media type, two Repositories and two Volumes in the first of them."""
+    opened = Store(path, clock=lambda: NOON, **options)
+    write(opened, Customer("US01", "one"), Media(MEDIA), Repository(f"{MEDIA}.VLT1"), Repository(f"{MEDIA}.VLT2"))
+    write(opened, Volume(ONE, "VLT1"), Volume(TWO, "VLT1", description="two"))
+    settle(opened)
+    return opened
+
+
+def holds(path: Path) -> Report:
+    report = verify(path)
+    assert report.problem == ""
+    return report
+
+
+@contextmanager
+def no_file_grows() -> Iterator[None]:
+    """The kernel lets no file of this process become longer than a byte (EFBIG), as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
