@@ -540,8 +540,7 @@ def _simple_commands(line: str) -> Iterator[list[str]]:
     words: list[str] = []
     for word in [*lexer, ";"]:
         if set(word) <= set("();|&"):
-            if words:
-                yield words[1:] if words[0] == "sudo" else words
+            yield from [words[words[0] == "sudo" :]] if words else []
             words = []
         elif word in ("<", ">") or words[-1:] in (["<"], [">"]):
             words = [*words, word] if word in ("<", ">") else words[:-1]

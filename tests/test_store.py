@@ -16,9 +16,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from process import need, plain_environment
-from store_kit import (
-    AUTHOR, MEDIA, NOON, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write,
-)  # fmt: skip
+from store_kit import AUTHOR, MEDIA, NOON, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write
 
 from tt.catalog import schema, store
 from tt.catalog.chain import START
