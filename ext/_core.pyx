@@ -13,7 +13,6 @@ it is still open.  It must not know what a tape is, what a message says, or how 
 import os
 from collections import namedtuple
 from ipaddress import ip_address
-from socket import AF_INET as FAMILY_V4, AF_INET6 as FAMILY_V6, inet_ntop
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -33,11 +32,11 @@ from frame cimport (
     PROTOCOL_VERSION, REFUSE, TAG, WELCOME, frame_verdict,
 )
 from linux cimport (
-    AF_INET, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
-    EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, SFD_CLOEXEC,
+    AF_INET, AF_INET6, EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, INET6_ADDRSTRLEN, MSG_NOSIGNAL, SFD_CLOEXEC,
     SFD_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, close, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, errno, is_readable, monotonic_ns, ntohl, ntohs, read, recv, send, set_linger, shutdown, sigaddset,
-    sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+    epoll_wait, errno, htonl, inet_ntop, is_readable, monotonic_ns, ntohl, ntohs, read, recv, send, set_linger, shutdown,
+    sigaddset, sigemptyset, signalfd, signalfd_siginfo, sigset_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
     socklen_t,
 )
 from model cimport (
@@ -182,6 +181,11 @@ cdef void admit(loop* l, int fd, sockaddr_storage* address, source_key source, u
     set_state(l, c, S_NEW)
     join_guests(l, c)
     queue_due(l, c, DUE_HELLO)
+    c.flags |= READABLE
+    if not read_turn(l, c):  # a scanner's bytes are often there already: judged now, they cost no turn and no edge
+        return
+    if may_read(l, c):
+        queue_ready(l, c)
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.u64 = <uint64_t>generation << 32 | i
     if epoll_ctl(l.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
@@ -801,7 +805,7 @@ cdef void report(loop* l) noexcept with gil:
 
 cdef object added_record(loop* l, record* r):
     return TimedOut(
-        source_format(r.source, l.ipv6_prefix), source_pack(r.source), tt_reasons[r.reason].name.decode(), r.start, r.end,
+        source_format(r.source, l.ipv6_prefix), source_pack(r.source), REASONS[r.reason][0], r.start, r.end,
         r.before, r.exempt, PyBytes_FromStringAndSize(<const char*>r.first, r.first_size),
     )
 

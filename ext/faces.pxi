@@ -55,7 +55,7 @@ cdef source_key source_parse(str text, unsigned int ipv6_prefix) except *:
         raise ValueError(f"{text!r} is no source: it must be an address, like 192.0.2.1 or 2001:db8::1") from None
     if len(packed) == 4:
         key = source_from_v4(int.from_bytes(packed, "big"))
-    elif slash and not ip_address(address).ipv4_mapped:  # a prefix as it stands: 64:ff9b::/64 is no IPv4 address
+    elif slash and ipv6_prefix < 96 and not ip_address(address).ipv4_mapped:  # 64:ff9b::/64 is no IPv4 address
         key.hi = read_big_endian(<const uint8_t*>PyBytes_AS_STRING(packed))
         key.lo = read_big_endian(<const uint8_t*>PyBytes_AS_STRING(packed) + 8)
         mask = source_mask(key, ipv6_prefix)
@@ -70,17 +70,17 @@ cdef source_key source_parse(str text, unsigned int ipv6_prefix) except *:
 
 cdef str source_format(source_key key, unsigned int ipv6_prefix):
     """The canonical text of a source: 192.0.2.1, 2001:db8::/64, fe80::1."""
-    cdef str address
-    if source_is_v4(key):
-        return inet_ntop(FAMILY_V4, int(<uint32_t>key.lo).to_bytes(4, "big"))
-    address = inet_ntop(FAMILY_V6, (int(key.hi) << 64 | int(key.lo)).to_bytes(16, "big"))
-    return address if ipv6_prefix == 128 or source_is_link_local(key) else f"{address}/{ipv6_prefix}"
+    cdef char text[INET6_ADDRSTRLEN]
+    cdef int family = AF_INET if source_is_v4(key) else AF_INET6
+    cdef str address = inet_ntop(family, PyBytes_AS_STRING(source_pack(key)), text, sizeof(text)).decode("ascii")
+    return address if family == AF_INET or ipv6_prefix == 128 or source_is_link_local(key) else f"{address}/{ipv6_prefix}"
 
 
 cdef bytes source_pack(source_key key):
     """The address in network order: 4 bytes of IPv4, 16 of IPv6 with the bits behind its prefix 0."""
+    cdef uint32_t address = htonl(<uint32_t>key.lo)
     if source_is_v4(key):
-        return int(<uint32_t>key.lo).to_bytes(4, "big")
+        return PyBytes_FromStringAndSize(<const char*>&address, sizeof(address))
     return (int(key.hi) << 64 | int(key.lo)).to_bytes(16, "big")
 
 

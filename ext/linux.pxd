@@ -103,8 +103,14 @@ cdef extern from "<netinet/in.h>" nogil:
     struct sockaddr_in6:
         uint16_t sin6_port
         in6_addr sin6_addr
+    uint32_t htonl(uint32_t value)
     uint32_t ntohl(uint32_t value)
     uint16_t ntohs(uint16_t value)
+
+cdef extern from "<arpa/inet.h>" nogil:
+    enum:
+        INET6_ADDRSTRLEN
+    const char* inet_ntop(int family, const void* address, char* text, socklen_t size)
 
 
 cdef inline int64_t monotonic_ns() noexcept nogil:

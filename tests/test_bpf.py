@@ -204,6 +204,14 @@ def test_an_entry_is_added_changed_found_and_removed(make: Callable[..., Map]) -
     assert one.entries() == []
 
 
+@pytest.mark.parametrize("kind", ["hash", "lru_hash"])
+def test_a_new_entry_never_changes_the_one_that_stands(make: Callable[..., Map], kind: str) -> None:
+    one = make(kind)
+    assert one.update(key4(1), VALUE, new=True)
+    assert not one.update(key4(1), b"\x02\0\0\0", new=True)
+    assert one.entries() == [(key4(1), VALUE)]
+
+
 def test_keys_and_values_of_another_length_never_reach_the_kernel(make: Callable[..., Map]) -> None:
     one = make()
     for key, value in ((b"\0" * 3, VALUE), (b"\0" * 5, VALUE), (key4(0), b"\0" * 3), (key4(0), b"\0" * 5)):

@@ -173,6 +173,23 @@ def test_the_longest_time_out_is_not_taken_for_a_preloaded_entry(make: Make) -> 
 # ---- one turn -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "looks"),
+    [("hash", 4, 0), ("lru_hash", 4, 1), ("lpm_trie", 8, 1)],  # the others may lose an entry before they see it stands
+)
+def test_a_new_source_alone_in_its_turn_is_written_to_a_hash_without_a_look(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, size: int, looks: int
+) -> None:
+    one = make(kind, size)
+    lookup, asked = one.block_map.map.lookup, []
+    monkeypatch.setattr(one.block_map.map, "lookup", lambda key: asked.append(key) or lookup(key))
+    one.turn(one.add(A))
+    assert list(one.entries().values()) == list(one.block_map.held.values()) == [one.seconds(600)]
+    assert len(asked) == looks
+    one.turn(one.add(A, seconds=1200))
+    assert list(one.entries().values()) == list(one.block_map.held.values()) == [one.seconds(1200)]
+
+
 def test_what_ends_makes_room_for_what_begins_in_the_same_turn(make: Make) -> None:
     one = make(entries=1)
     one.turn(one.add(A))
@@ -433,7 +450,7 @@ def test_an_entry_deleted_by_hand_comes_back_with_its_renewal(make: Make) -> Non
 def test_a_start_leaves_alone_what_no_source_of_ours_is(make: Make, events: Events) -> None:
     """Keys that the kernel programs never look up, or that cover many sources: whoever wrote them wanted that."""
     strange = {
-        "hash": [v6("2001:db8::1"), v6("fe80::"), v6("64:ff9b::")],
+        "hash": [v6("2001:db8::1"), v6("fe80::")],
         "lpm_trie": [lpm("2001:db8::", 32), lpm("2001:db8::1", 128), lpm("fe80::", 64), lpm("2001:db8:1::9", 64)],
     }
     for kind, keys in strange.items():
@@ -538,3 +555,33 @@ def test_the_lab_leaves_nothing_behind(tmp_path: Path) -> None:
         lab.make_map()
         holders = [lab.host.pid, lab.neighbour.pid]
     assert not any(Path(f"/proc/{pid}").exists() for pid in holders)
+
+
+def refused_to_go(make):
+    """A source that was lifted while the kernel refused to remove its entry, of 3600 s."""
+    one = make()
+    one.turn(one.add(A, seconds=3600))
+    with refused(one, A):
+        one.turn([], one.lift(A))
+    return one
+
+
+def test_an_entry_that_did_not_go_is_shortened_when_its_source_is_timed_out_anew_for_less(make):
+    one = refused_to_go(make)
+    one.turn(one.add(A, seconds=10))
+    one.gate.tick()
+    assert one.entries() == {v4(A): one.seconds(10)}
+
+
+def test_an_entry_that_did_not_go_is_ours_again_and_goes_with_the_next_lift(make):
+    one = refused_to_go(make)
+    one.turn(one.add(A, seconds=3600))
+    one.turn([], one.lift(A))
+    one.gate.tick()
+    assert one.entries() == {}
+
+
+def test_an_entry_that_did_not_go_goes_at_a_clean_stop(make):
+    one = refused_to_go(make)
+    one.gate.close()
+    assert one.entries() == {}

@@ -203,8 +203,7 @@ class KernelGate:
         """About once a second: some of what is missing is tried again, the longest untried first."""
         now = time.monotonic_ns()
         for block_map in self.maps:
-            stale, block_map.stale = block_map.stale, {}
-            _delete(block_map, {key: value for key, value in stale.items() if _lookup(block_map, key) == value})
+            _delete_stale(block_map)
             again = dict(islice(block_map.missing.items(), RETRIES))
             if again:
                 _update(block_map, again, now)
@@ -278,6 +277,7 @@ class KernelGate:
     def close(self) -> None:
         """At a clean stop: remove what this process wrote and still holds its value."""
         for block_map in self.maps:
+            _delete_stale(block_map)
             ours = [key for key in block_map.held if key not in block_map.adopted]
             _remove_ours(block_map, ours, time.monotonic_ns())
             block_map.map.close()
@@ -296,6 +296,8 @@ def _update(block_map: BlockMap, changes: Mapping[bytes, int], now: int) -> None
         value = block_map.value(end)
         standing = _lookup(block_map, key)
         its_end = None if standing is None else block_map.end(standing, now)
+        if standing is not None and standing == block_map.stale.pop(key, None):
+            block_map.held[key] = standing  # ours, which the kernel did not remove
         if standing is None:
             new[key] = value
         elif standing == block_map.held.get(key) and key not in block_map.adopted:
@@ -379,6 +381,11 @@ def _remove_ours(block_map: BlockMap, keys: Iterable[bytes], now: int) -> None:
         if value == ours or (end is not None and end <= now):
             remove[key] = value
     _delete(block_map, remove)
+
+
+def _delete_stale(block_map: BlockMap) -> None:
+    stale, block_map.stale = block_map.stale, {}
+    _delete(block_map, {key: value for key, value in stale.items() if _lookup(block_map, key) == value})
 
 
 def _delete(block_map: BlockMap, entries: Mapping[bytes, bytes]) -> None:
