@@ -115,6 +115,8 @@ def test_an_address_is_read_and_printed_in_one_form(text: str, address: Address)
         ('exempt = ["everyone"]', ["exempt = 'everyone'", "loopback, gateways"]),
         ('log_format = "xml"', ["log_format = 'xml'", "text or json"]),
         ('data = ""', ["data = ''", "directory"]),
+        ('user = "a\\u0000b"', [r"user = 'a\x00b'", "the name or number of a user"]),
+        ("control_group = true", ["control_group = True", "the name or number of a group, or none"]),
         ('output_limit = "5 GB"', ["output_limit = '5 GB'", "KiB"]),
         ("timeout = ", ["not TOML"]),
         ('timeout = 7200\ntimeout_max = "1h"', ["timeout 2h", "timeout_max 1h", "escalate = false"]),

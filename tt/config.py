@@ -45,7 +45,7 @@ from tt.option_kinds import (
 __all__ = [
     "CONTROL_SOCKET", "DAY", "DEFAULT", "DURATION", "ENVIRONMENT", "OPTIONS", "SECTIONS", "SWITCH",
     "Address", "Config", "ConfigError", "Exempt", "Option", "Sources",
-    "allowed", "default", "examine", "flag", "load", "reload", "show",
+    "default", "examine", "flag", "limits", "load", "reload", "show",
 ]  # fmt: skip
 
 ENVIRONMENT = "TT_"
@@ -290,7 +290,7 @@ SECTIONS: Mapping[str, str] = {
     "timeout": "Time-outs",
     "block_map": "The kernel",
     "backlog": "Connections",
-    "hello_rate": "Work in one turn of the loop",
+    "hello_rate": "Work",
     "login_failures": "The catalogue",
     "log_format": "The log",
 }
@@ -313,11 +313,10 @@ def default(name: str) -> Any:
     return _FIELDS[name].default
 
 
-def allowed(name: str) -> str:
-    """What the option's value may be, as a noun phrase; with the range of a number."""
+def limits(name: str) -> str:
+    """The range of the option's value as a person would write it; "" for what is no number."""
     option = OPTIONS[name]
-    limits = "" if option.most == math.inf else f": {option.kind.show(option.least)} to {option.kind.show(option.most)}"
-    return option.kind.rule + limits
+    return "" if option.most == math.inf else f"{option.kind.show(option.least)} to {option.kind.show(option.most)}"
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -444,8 +443,7 @@ def _parse_item(origin: str, name: str, raw: Any, *, in_file: bool) -> Any:
     except (ValueError, OverflowError, RuntimeError):  # RuntimeError: a home directory that does not exist
         raise ConfigError(_refusal(origin, name, raw, f"it must be {kind.rule}")) from None
     if isinstance(value, (int, float)) and not option.least <= value <= option.most:
-        rule = f"out of range: it must be {kind.show(option.least)} to {kind.show(option.most)}"
-        raise ConfigError(_refusal(origin, name, raw, rule))
+        raise ConfigError(_refusal(origin, name, raw, f"out of range: it must be {limits(name)}"))
     return value
 
 

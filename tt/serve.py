@@ -179,16 +179,12 @@ class Application:
         except (config.ConfigError, StartError) as error:
             log.event(logging.ERROR, "configuration not reloaded, the running one stays", error=str(error))
             return
-        changed = [name for name in config.OPTIONS if getattr(settings, name) != getattr(self._settings, name)]
         self._settings = settings
         self._guard.configure(settings, gateways)
         self._server.configure(settings, self._guard.exempt)
         if self._catalog is not None:
             self._catalog.configure(settings)
-        log.event(
-            logging.INFO, "configuration reloaded", changed=",".join(changed) or "nothing",
-            needs_restart=",".join(held) or None,
-        )  # fmt: skip
+        log.event(logging.INFO, "configuration reloaded", needs_restart=",".join(held) or None)
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------

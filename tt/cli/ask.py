@@ -61,7 +61,7 @@ def _answer(connection: socket.socket, path: Path, request: dict[str, Any]) -> I
         for line in connection.makefile("rb", BUFFER):
             item = msgspec.json.decode(line)  # 50,000 at a time: five times as fast as `json`
             if "error" in item:
-                raise output.Exit(output.FAILED, item["error"])
+                raise output.Exit(output.DENIED if item.get("denied") else output.FAILED, item["error"])
             last = bool(item.get("end"))
             yield item
             if last:

@@ -16,7 +16,7 @@ from typing import Any
 from tt import __version__, config
 from tt.cli import output, serve
 
-COLUMNS = ("OPTION", "VALUE", "FROM", "CHANGES AT")
+COLUMNS = ("OPTION", "FROM", "CHANGES AT", "VALUE")
 WIDTH = 118  # characters of a comment line in TOML
 # Networks whose addresses are one IPv4 source each (RFC 4291 section 2.5.5.2, RFC 6052 section 2.1).
 IPV4_IN_IPV6 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
@@ -60,9 +60,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     form.add_argument("--json", action="store_true", help="Print one JSON object an option.")
     form.add_argument("--toml", action="store_true", help="Print a configuration file with all options, explained.")
     show.add_argument("-c", "--config", type=Path, metavar="FILE", help="The file that the server is given.")
-    for name, option in config.OPTIONS.items():
-        if option.flag:
-            serve._add_flag(show, name, option)  # as `tt serve` has them
+    serve.add_flags(show)
     show.set_defaults(run=_show)
 
 
@@ -75,10 +73,11 @@ def _check(args: argparse.Namespace) -> int:
         output.message(text)
     if errors:
         return output.USAGE
-    for text in warnings(loaded):
+    warned = list(warnings(loaded))
+    for text in warned:
         output.message(f"{args.file}: warning: {text}")
-    count = len(loaded.origins)
-    output.message(f"{args.file}: good: {count} option{'s' * (count != 1)} set, {len(config.OPTIONS) - count} default")
+    word = f"no error, warnings: {len(warned)}" if warned else "good"
+    output.message(f"{args.file}: {word}; options set: {len(loaded.origins)} of {len(config.OPTIONS)}")
     return output.OK
 
 
@@ -151,9 +150,7 @@ def _written(loaded: config.Config, name: str) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name, option in config.OPTIONS.items() if option.flag}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    loaded, errors = config.examine(args.config, os.environ, overrides)
+    loaded, errors = config.examine(args.config, os.environ, serve.overrides(args))
     for text in errors:
         output.message(text)
     if errors:
@@ -169,7 +166,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _row(loaded: config.Config, name: str) -> tuple[str, ...]:
     origin = str(loaded.sources.path) if _from(loaded, name) == "file" else loaded.origin(name)
-    return name, config.show(name, getattr(loaded, name)), origin, _changes_at(name)
+    return name, origin, changes_at(name), config.show(name, getattr(loaded, name))
 
 
 def _described(loaded: config.Config, name: str) -> dict[str, object]:
@@ -178,7 +175,7 @@ def _described(loaded: config.Config, name: str) -> dict[str, object]:
         "value": _plain(getattr(loaded, name)),
         "default": _plain(config.default(name)),
         "from": _from(loaded, name),
-        "changes_at": _changes_at(name),
+        "changes_at": changes_at(name),
     }
 
 
@@ -189,7 +186,8 @@ def _from(loaded: config.Config, name: str) -> str:
     return {"environment": "environment", "option": "command line"}.get(origin.partition(" ")[0], origin)
 
 
-def _changes_at(name: str) -> str:
+def changes_at(name: str) -> str:
+    """When a new value of the option is taken."""
     return "SIGHUP" if config.OPTIONS[name].reload else "restart"
 
 
@@ -220,9 +218,8 @@ def toml_file(loaded: config.Config) -> Iterator[str]:
         if name in config.SECTIONS:
             yield from ("", "", f"# ---- {config.SECTIONS[name]} ----")
         yield ""
-        text = (
-            f"{option.help[0].upper()}{option.help[1:]}. Value: {config.allowed(name)}. Changes at {_changes_at(name)}."
-        )
+        rule = "; ".join(filter(None, (option.kind.rule, config.limits(name))))
+        text = f"{option.help[0].upper()}{option.help[1:]}. It must be {rule}. Changes at {changes_at(name)}."
         yield from textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
         unset = "#" if loaded.origin(name) == config.DEFAULT else ""
         yield f"{unset}{name} = {_toml(name, getattr(loaded, name))}"

@@ -9,6 +9,7 @@ import argparse
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from tt import __version__, config
 from tt.cli import output
@@ -22,23 +23,32 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("--version", action="version", version=f"tt {__version__}", help="Print the version and exit.")
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="Read options from this TOML file.")
-    for name, option in config.OPTIONS.items():
-        if option.flag:
-            _add_flag(parser, name, option)
+    add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load the configuration and serve; returns the exit code."""
-    given = {name: getattr(args, name) for name, option in config.OPTIONS.items() if option.flag}
-    overrides = {name: value for name, value in given.items() if value is not None}
     try:
-        loaded = config.load(args.config, os.environ, overrides)
+        loaded = config.load(args.config, os.environ, overrides(args))
     except config.ConfigError as error:
         raise output.Exit(output.USAGE, str(error)) from error
     from tt.serve import main  # noqa: PLC0415 - not for `tt serve --help`, nor for an error in the configuration
 
     return main(loaded)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The options that the command line has."""
+    for name, option in config.OPTIONS.items():
+        if option.flag:
+            _add_flag(parser, name, option)
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that were given."""
+    given = {name: getattr(args, name) for name, option in config.OPTIONS.items() if option.flag}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, option: config.Option) -> None:
