@@ -168,23 +168,24 @@ def empty(server: Process, disk: Path) -> None:
 
 
 def lock(server: Process, disk: Path) -> None:
-    inside(server, "mount", "-o", "remount,ro", str(disk))
+    # The kernel makes no file system read-only in which a file is open to be written, as the catalogue's is.
+    inside(server, "chattr", "+i", str(disk))
 
 
 def unlock(server: Process, disk: Path) -> None:
-    inside(server, "mount", "-o", "remount,rw", str(disk))
+    inside(server, "chattr", "-i", str(disk))
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("damage", "repair", "says"),
-    [(fill, empty, "No space left on device"), (lock, unlock, "Read-only file system")],
-    ids=["full", "read-only"],
+    [(fill, empty, "No space left on device"), (lock, unlock, "Operation not permitted")],
+    ids=["full", "immutable"],
 )
 def test_a_disk_that_takes_nothing_is_said_and_weakens_no_ban_and_is_made_up_for(
     tmp_path: Path, damage: Callable[..., None], repair: Callable[..., None], says: str
 ) -> None:
-    need("unshare", "nsenter", "mount", root=True)
+    need("unshare", "nsenter", "mount", "chattr", root=True)
     disk = tmp_path / "data"
     disk.mkdir()
     mount = f'mount -t tmpfs -o size=256k none "{disk}"; exec "$@"'
@@ -205,16 +206,28 @@ def test_a_disk_that_takes_nothing_is_said_and_weakens_no_ban_and_is_made_up_for
         until("both in it", lambda: timeouts.load(saved / "timeouts", table, 0, time.time_ns()) == 2)
 
 
+def test_a_start_without_threads_is_refused_in_one_line(tmp_path: Path, faults: Faults) -> None:
+    faults.every("thread", 1)
+    words = [SERVER, "--data", str(tmp_path / "data"), "--listen", f"{HOST}:0"]
+    environ = environment(tmp_path) | faults.environ
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("tt: ")]
+    assert "no thread can be had to commit and to hash: raise the limit of tasks" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_a_save_for_which_no_thread_can_be_had_is_made_up_for(tmp_path: Path, faults: Faults) -> None:
     """As under a service manager's limit of tasks."""
     for stops in (False, True):
         place = tmp_path / ("stops" if stops else "goes on")
         place.mkdir()
         saved = place / "data/timeouts"
-        faults.every("thread", 1)
         options = faults.environ | {"TT_SAVE_INTERVAL": "1"}
         # What it says of each try is a failure with its traceback.
         with Process(place, stderr=subprocess.DEVNULL, environ=options) as server:
+            assert server.ping().returncode == 0  # it has its threads
+            faults.every("thread", 1)
             tries = faults.failed("thread")
             server.send_http("127.0.0.9")
             until("a try", lambda t=tries: faults.failed("thread") > t)

@@ -6,8 +6,8 @@ Must not know what an operation does, nor what a frame is.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from tt.catalog.accounts import HOST, Accounts
 from tt.catalog.model import Customer, User
 from tt.catalog.operations import Catalog
 from tt.catalog.passwords import Passwords
-from tt.catalog.store import Store
+from tt.catalog.store import Store, StoreError
 from tt.config import Config
 from tt.dispatch import Operation, Session
 from tt.pending import Later
@@ -37,7 +37,7 @@ class Service:
     """All calls are the loop's thread.  Raises StoreError where the catalogue cannot be opened."""
 
     def __init__(self, data: Path, settings: Config, vouch: Callable[[str], None]) -> None:
-        with ExitStack() as undo:
+        with ExitStack() as undo, _threads_that_start(data):
             self._store = Store(data / FILE, cache=settings.cached_volumes)
             undo.callback(self._store.close)
             self._passwords = Passwords(queue=settings.password_queue)
@@ -100,6 +100,15 @@ class Service:
                 self._loop.unwatch(part.descriptor)
             part.close()
         self._say_head()
+
+
+@contextmanager
+def _threads_that_start(data: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # threading's word
+        remedy = "raise the limit of tasks (ulimit -u, TasksMax)"
+        raise StoreError(f"{data / FILE}: no thread can be had to commit and to hash: {remedy}") from error
 
 
 def _turn_of(part: "Store | Passwords | Accounts") -> Callable[[bool, bool], None]:
