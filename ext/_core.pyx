@@ -588,11 +588,15 @@ cdef bint cannot_send(loop* l, conn* c) noexcept nogil:
     """Nothing more can be sent.  Where the peer has reset the connection, what he sent before that is judged first."""
     if errno == ENOBUFS or errno == ENOMEM:
         return end(l, c, R_INTERNAL, True)
+    give_up_sending(l, c)
+    return True
+
+
+cdef void give_up_sending(loop* l, conn* c) noexcept nogil:
     release_output(c)
     release_more(c)
     c.flags |= READABLE | HUNG_UP | DEAF
     queue_ready(l, c)
-    return True
 
 
 cdef inline void release_output(conn* c) noexcept nogil:
@@ -602,6 +606,7 @@ cdef inline void release_output(conn* c) noexcept nogil:
 
 
 cdef inline void release_more(conn* c) noexcept nogil:
+    c.flags &= ~PARKED
     if c.more != NULL:
         with gil:
             Py_DECREF(<object>c.more)
@@ -857,6 +862,8 @@ cdef void take_event(loop* l, uint64_t data, uint32_t events) noexcept nogil:
         c.flags |= READABLE
     if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         c.flags |= HUNG_UP
+    if events & (EPOLLHUP | EPOLLERR) and c.flags & PARKED:
+        give_up_sending(l, c)  # nobody waits for that reply any more
     if events & EPOLLOUT:
         c.flags |= WRITABLE
     queue_ready(l, c)

@@ -1,16 +1,18 @@
 """Operations whose result comes later: what waits, what goes on meanwhile, what is left when nobody waits any more."""
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from harness import LOGIN, Running, until, until_end
+from harness import LOGIN, Running, reset, until, until_end
 
+from tt import dispatch
 from tt.dispatch import OperationError, Session, Write
 from tt.pending import Later, Pending
-from tt.wire import Request, decode_replies, encode_requests
+from tt.wire import MAX_TO_CLIENT, Assembler, Request, decode_replies, encode_requests
 
 
 class Work:
@@ -199,6 +201,40 @@ def test_who_leaves_while_he_waits_leaves_nothing_behind(work, leave):
     if leave == "half-close":
         assert results(server, peer, transport) == ["waited", "read"]
         assert until_end(peer) == b""
+
+
+def test_what_comes_while_an_earlier_reply_is_not_read_is_not_missed(run_server, monkeypatch):
+    monkeypatch.setattr(dispatch, "SLICE_TIME", 10.0)  # both are done in one slice, on any machine
+    jobs = Work()
+    page = random.Random(1).randbytes(dispatch.SLICE_SIZE)  # does not compress
+    server = run_server(jobs.operations | {"page": lambda *_: page}, send_buffer=16384)
+    jobs.on(server)
+    peer, transport = server.user(buffer=16384)
+    frames = [encode_requests([Request(number, name)]) for number, name in enumerate(("page", "write"))]
+    peer.sendall(b"".join(server.seal(transport, b"\0" + body) for body in frames))
+    until("it is made", lambda: jobs.waiting)
+    jobs.finish(1)  # the page still goes out: nobody is parked yet
+    replies: list[Any] = []
+    parts = Assembler(MAX_TO_CLIENT)
+    parts.flags_allowed = True
+    while len(replies) < 2:
+        body = parts.feed(server.read_plaintext(peer, transport))
+        replies += decode_replies(body) if body else []
+    assert [msgspec.msgpack.decode(reply.result) for reply in replies] == [page, "written"]
+    jobs.close(server)
+
+
+def test_who_resets_while_he_waits_is_gone_before_it_ends(work):
+    server, jobs = work
+    peer, transport = server.handshake()
+    send(server, peer, transport, "wait")
+    until("it waits", lambda: jobs.waiting)
+    reset(peer)
+    server.await_closed("peer_closed")
+    assert jobs.waiting
+    jobs.finish(1)
+    other, transport = server.handshake("127.0.0.3")
+    assert server.ask(other, transport, "count")
 
 
 def test_many_wait_at_once_and_each_gets_its_own(work):

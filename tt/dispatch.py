@@ -8,6 +8,8 @@ It must not know sockets, and of an operation only its name and how it is called
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from time import perf_counter
 from types import GeneratorType
 from typing import Any, Protocol
 
@@ -19,11 +21,14 @@ from tt.pending import Later, Pending
 
 SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
-SLICE = 128  # requests that are answered before the loop serves others: about 2 ms where each is a change
+# What is done for one connection before others are served, whichever comes first.
+SLICE = 128  # requests
+SLICE_TIME = 0.001  # s
+SLICE_SIZE = 256 * 1024  # bytes of results
 
 
-Work = Generator[bool, None, None]  # gives GO_ON between slices, PARK where it waits for Connection.resume()
-GO_ON, PARK = True, False
+# Gives None where others may be served, or what it waits for.
+Work = Generator[Pending | None, None, None]
 _PING = b"\0"  # the flags byte alone
 _PING_HEADER = wire.header(wire.DATA, len(_PING) + wire.TAG)
 _encode = msgspec.msgpack.Encoder().encode
@@ -123,14 +128,18 @@ class Dispatcher:
 class Session:
     """One connection from its WELCOME on."""
 
-    __slots__ = ("_assembler", "_closing", "_connection", "_dispatcher", "_transport", "account", "hello", "requests")
+    __slots__ = (
+        "_assembler", "_connection", "_dispatcher", "_slice_ends", "_transport",
+        "account", "closing", "hello", "requests",
+    )  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher, connection: Connection, transport: Transport, hello: wire.Hello) -> None:
         self._dispatcher = dispatcher
         self._connection = connection
         self._transport = transport
         self._assembler = wire.Assembler(wire.MAX_TO_SERVER)
-        self._closing = False
+        self._slice_ends = 0.0
+        self.closing = False  # nothing more is done for it
         self.hello = hello
         self.account: Any = None  # the application's word for who has logged in
         self.requests = 0
@@ -159,7 +168,7 @@ class Session:
 
         What was answered before is still sent, unless the reason times out; nothing that follows is done any more.
         """
-        self._closing = True
+        self.closing = True
         self._connection.close(reason)
 
     def receive(self, frames: list[bytes]) -> bytes | Iterator[bytes | None] | None:
@@ -169,15 +178,17 @@ class Session:
         parts; None in it parks the connection until Connection.resume().
         """
         answers: list[bytes] = []
+        self._slice_ends = perf_counter() + SLICE_TIME
         work = self._work(frames, answers)
-        mark = next(work, None)
-        if mark is None:
+        try:
+            pending = next(work)
+        except StopIteration:
             return b"".join(answers) or None
-        return _parts(work, mark, answers)
+        return _parts(work, pending, answers, self._connection)
 
     def closed(self, reason: str) -> None:
         """The loop's word that the connection has ended."""
-        self._closing = True
+        self.closing = True
         if self.account is not None:
             self._dispatcher.ended(self)
 
@@ -191,10 +202,10 @@ class Session:
         left = SLICE
         try:
             for frame in frames:
-                if self._closing:
+                if self.closing:
                     return
-                if left <= 0:
-                    yield GO_ON
+                if left <= 0 or perf_counter() > self._slice_ends:
+                    yield from self._pause(None)
                     left = SLICE
                 body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
                 if body:
@@ -206,35 +217,46 @@ class Session:
         except (NoiseError, wire.Tampered):
             self.close("tampered")
 
+    def _pause(self, pending: Pending | None) -> Work:
+        yield pending
+        self._slice_ends = perf_counter() + SLICE_TIME
+
+    def _wait(self, pending: Pending) -> Work:
+        while not pending.done:
+            yield from self._pause(pending)
+
     def _answer(self, requests: list[wire.Request | wire.Malformed], answers: list[bytes]) -> Work:
         compress = self.logged_in  # the reply to login itself still has no flags
         most = len(requests) if compress else MAX_REQUESTS_BEFORE_LOGIN
         self.requests += len(requests)
-        for start in range(0, min(len(requests), most), SLICE):
-            if start:
-                yield GO_ON
+        at = 0
+        while at < min(len(requests), most) and not self.closing:
+            if at:
+                yield from self._pause(None)
             replies: list[wire.Reply] = []
-            compress &= yield from self._replies(requests[start : min(start + SLICE, most)], replies)
+            compress &= yield from self._replies(islice(requests, at, min(at + SLICE, most)), replies)
+            at += len(replies)
             for body in _bodies(replies):
                 answers += self._sealed(body, compress=compress)
         if len(requests) > most:
             self.close("too_long")
 
     def _replies(
-        self, requests: list[wire.Request | wire.Malformed], replies: list[wire.Reply]
-    ) -> Generator[bool, None, bool]:
-        """Appends a reply for each request, in their order, once all of them are there; whether none holds a secret."""
+        self, requests: Iterable[wire.Request | wire.Malformed], replies: list[wire.Reply]
+    ) -> Generator[Pending | None, None, bool]:
+        """Appends a slice of replies, in the order of their requests, when all are there; whether none has a secret."""
         open_ = True
+        size = 0
         unfinished: list[tuple[int, Later]] = []  # writes whose place in `replies` waits for their commit
         for request in requests:
             operation = self._dispatcher.operations.get(request.operation) if type(request) is wire.Request else None
             writes = type(operation) is Write
             open_ &= type(operation) is not Secret
             if unfinished and not writes:
-                yield from _wait_for(unfinished, replies, self._connection)
+                yield from self._finish(unfinished, replies)
             while writes and (pending := operation.busy()) is not None:  # type: ignore[union-attr]
-                yield from _wait(pending, self._connection)
-            if self._closing:
+                yield from self._wait(pending)
+            if self.closing:
                 break
             result = _begin(self, request, operation)
             if type(result) is GeneratorType:
@@ -242,16 +264,18 @@ class Session:
             if type(result) is Later:
                 unfinished.append((len(replies), result))
                 result = wire.Reply(request.id)
-                if not writes:
-                    replies.append(result)
-                    yield from _wait_for(unfinished, replies, self._connection)
-                    continue
             replies.append(result)
-        if unfinished:
-            yield from _wait_for(unfinished, replies, self._connection)
+            if unfinished and not writes:
+                yield from self._finish(unfinished, replies)
+            size += len(replies[-1].result)
+            if size > SLICE_SIZE or perf_counter() > self._slice_ends:
+                break
+        yield from self._finish(unfinished, replies)
         return open_
 
-    def _run(self, steps: Generator[Pending | None, None, object], number: int | None) -> Generator[bool, None, Any]:
+    def _run(
+        self, steps: Generator[Pending | None, None, object], number: int | None
+    ) -> Generator[Pending | None, None, Any]:
         """The reply, or the Later, of an operation that works step by step."""
         while True:
             try:
@@ -260,28 +284,18 @@ class Session:
                 return end.value if type(end.value) is Later else _success(number, end.value)
             except _ANSWERED as error:
                 return _failure(number, error)
-            if pending is None:
-                yield GO_ON
-            else:
-                yield from _wait(pending, self._connection)
+            yield from self._pause(None) if pending is None else self._wait(pending)
 
-
-def _wait(pending: Pending, connection: Connection) -> Work:
-    while not pending.done:
-        pending.when_done(connection.resume)
-        yield PARK
-
-
-def _wait_for(unfinished: list[tuple[int, Later]], replies: list[wire.Reply], connection: Connection) -> Work:
-    """Puts the results that have come where they belong."""
-    for place, later in unfinished:
-        yield from _wait(later.pending, connection)
-        number = replies[place].id
-        try:
-            replies[place] = _success(number, later.result())
-        except _ANSWERED as error:
-            replies[place] = _failure(number, error)
-    unfinished.clear()
+    def _finish(self, unfinished: list[tuple[int, Later]], replies: list[wire.Reply]) -> Work:
+        """Puts the results that were waited for where they belong."""
+        for place, later in unfinished:
+            yield from self._wait(later.pending)
+            number = replies[place].id
+            try:
+                replies[place] = _success(number, later.result())
+            except _ANSWERED as error:
+                replies[place] = _failure(number, error)
+        unfinished.clear()
 
 
 def _begin(session: Session, request: wire.Request | wire.Malformed, operation: Operation | None) -> Any:
@@ -311,17 +325,22 @@ def _failure(number: int | None, error: Exception) -> wire.Reply:
     return wire.Reply(number, wire.ReplyError("malformed", reason))
 
 
-def _parts(work: Work, mark: bool | None, answers: list[bytes]) -> Iterator[bytes | None]:
+def _parts(work: Work, pending: Pending | None, answers: list[bytes], connection: Connection) -> Iterator[bytes | None]:
     """The answers of one slice after the other, None where the work waits."""
-    while mark is not None:
+    while True:
         part = b"".join(answers)
         answers.clear()
-        if part or mark is GO_ON:
+        if part or pending is None:
             yield part
-        if mark is PARK:
+        # Looked at once more: it may have ended while that part went out, and then nobody would go on.
+        if pending is not None and not pending.done:
+            pending.when_done(connection.resume)
             yield None
-        mark = next(work, None)
-    yield b"".join(answers)
+        try:
+            pending = next(work)
+        except StopIteration:
+            yield b"".join(answers)
+            return
 
 
 def _bodies(replies: list[wire.Reply]) -> Iterator[bytes]:
