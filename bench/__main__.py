@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import kernel, kit, siege, synload, userspace, xdp
+from bench import catalog, kernel, kit, siege, synload, userspace, xdp
 from bench.kit import NotMeasuredError, OthersWatch, Report
 
 MEASUREMENTS: dict[str, Callable[[Report], None]] = {
@@ -31,6 +31,10 @@ MEASUREMENTS: dict[str, Callable[[Report], None]] = {
     "ladder": xdp.ladder,
     "program": xdp.program,
     "synload": synload.synload,
+    "gets": catalog.gets,
+    "updates": catalog.updates,
+    "sizes": catalog.sizes,
+    "growth": catalog.growth,
 }
 BUSY = 0.1  # of the machine, from which on other work is said to disturb
 

@@ -4,7 +4,7 @@
 # end nothing listens that did not before; if something does, that is an error.
 set -eu
 
-packages='haproxy nginx-light redis-server libssl-dev gcc libc6-dev openssl iproute2 util-linux bpftool nftables'
+packages='haproxy nginx-light redis-server postgresql libssl-dev gcc libc6-dev openssl iproute2 util-linux bpftool nftables'
 policy=/usr/sbin/policy-rc.d
 
 die() {
@@ -14,7 +14,7 @@ die() {
 
 listening() {
     ss --listening --tcp --numeric --processes --no-header 2>/dev/null |
-        sed -n 's/.*users:(("\(haproxy\|nginx\|redis-server\)".*/\1/p' | sort -u
+        sed -n 's/.*users:(("\(haproxy\|nginx\|postgres\|redis-server\)".*/\1/p' | sort -u
 }
 
 command -v apt-get >/dev/null || die "needs apt; install with your package manager, starting no service: $packages"

@@ -14,8 +14,8 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,10 +118,41 @@ def source(block: int, number: int = 0) -> str:
 
 def load(work: str, protocol: str, port: int, *, block: int, **options: object) -> dict[str, float]:
     """One run of bench/load.c, from the sources of a block; rates a second, times in ns."""
-    words = [f"from={source(block)}", *(f"{name}={value}" for name, value in options.items())]
-    text = output_of(program("load"), work, protocol, "127.0.0.1", port, *words, cpu=LOAD_CPU)
-    result: dict[str, float] = json.loads(text)
+    result: dict[str, float] = json.loads(output_of(*_load(work, protocol, port, block, options), cpu=LOAD_CPU))
     return result
+
+
+def _load(work: str, protocol: str, port: int, block: int, options: Mapping[str, object]) -> Sequence[object]:
+    words = [f"from={source(block)}", *(f"{name}={value}" for name, value in options.items())]
+    return (program("load"), work, protocol, "127.0.0.1", port, *words)
+
+
+@contextmanager
+def turns(protocol: str, port: int, *, block: int, **options: object) -> Iterator[Side]:
+    """As load("request", ...), a run a call, with connections that are made, and log in, once."""
+    words = command(*_load("request", protocol, port, block, options | {"turns": 1}), cpu=LOAD_CPU)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as generator:  # noqa: S603
+        assert generator.stdin is not None  # noqa: S101 - a fact for the type checker
+        assert generator.stdout is not None  # noqa: S101
+        to_it, from_it = generator.stdin, generator.stdout
+
+        def said() -> Run:
+            line = from_it.readline()
+            if not line:
+                raise RuntimeError("the generator failed: see above")
+            result: dict[str, float] = json.loads(line)
+            return result
+
+        def turn() -> Run:
+            to_it.write("\n")
+            to_it.flush()
+            return said()
+
+        try:
+            said()  # that all connections are ready
+            yield turn
+        finally:
+            generator.terminate()
 
 
 def alternate(sides: Mapping[str, Side], runs: int) -> dict[str, list[Run]]:
@@ -235,6 +266,7 @@ def machine() -> dict[str, Any]:
         "redis": _version("redis-server", "--version"),
         "nginx": _version("nginx", "-v"),
         "haproxy": _version("haproxy", "-v"),
+        "postgresql": _version("psql", "--version"),
         "openssl": _version("openssl", "version"),
     }
 

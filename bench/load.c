@@ -5,7 +5,9 @@
  * One thread, one edge-triggered epoll; a unit of work is a connection (drop, junk, handshake) or a reply (request).
  * Closed loop by default: `connections` at a time, each asked for the next as it is done.  With rate= it is an open
  * loop: latency then counts from when a unit was due, so that a server that stalls is not spared what it delayed.
- * Rules: one line of JSON on stdout, and only when all went as it must; anything unexpected ends it with exit code 2.
+ * With script= requests and what their answers must begin with come from a file; the first is what a connection begins
+ * with (a login; empty: nothing), and none sends more before all have.  With turns=1 each line on stdin starts a run.
+ * Rules: one line of JSON a run, and only when all went as it must; anything unexpected ends it with exit code 2.
  * The server's CPU time is that of all threads of process pid=, read from its clock as the counting begins and ends.
  */
 #define _GNU_SOURCE
@@ -29,8 +31,8 @@
 
 enum work { DROP, JUNK, HANDSHAKE, REQUEST };
 enum protocol { PLAIN, TT, TLS };
-enum phase { FREE, CONNECTING, GREETING, SERVING, ENDING };
-enum { EVENTS = 256, IN = 16384, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 16384, MOST_REQUEST = 256 };
+enum phase { FREE, CONNECTING, GREETING, LOGGING_IN, SERVING, ENDING };
+enum { EVENTS = 256, IN = 1 << 17, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 16384, MOST_REQUEST = 1024 };
 static const uint64_t SECOND = 1000000000u;
 static const char *const WORKS[] = {"drop", "junk", "handshake", "request"};
 static const char *const PROTOCOLS[] = {"plain", "tt", "tls"};
@@ -40,31 +42,42 @@ static struct {
     enum protocol protocol;
     struct sockaddr_in server;
     uint32_t connections, outstanding, sources, source_base;
+    uint32_t each;                /* units in an answer */
+    bool turns;
     uint64_t count, warmup, rate; /* units, units, a second */
     uint64_t time, give_up, deadline; /* ns */
     pid_t pid;
     char request[MOST_REQUEST];
-    size_t request_size, reply_size; /* bytes */
-} opt = {.connections = 50, .outstanding = 1, .sources = 1, .source_base = 0x7f010000, .count = 10000,
+    size_t reply_size; /* bytes */
+} opt = {.connections = 50, .outstanding = 1, .each = 1, .sources = 1, .source_base = 0x7f010000, .count = 10000,
          .deadline = 600000000000u, .request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"};
+
+/* A request, and what its answer begins with; in TT's case the plaintexts of DATA frames.  Elsewhere the answer is as
+ * long as `reply`, which need not be known (NULL). */
+struct exchange {
+    const uint8_t *request, *reply;
+    uint32_t request_size, reply_size;
+};
 
 struct peer {
     int fd;
     enum phase phase;
     uint64_t begun;                     /* ns: when its connection was due */
-    uint64_t sent_at[MOST_OUTSTANDING]; /* ns, a ring: what is outstanding, oldest first */
+    struct { uint64_t at; const struct exchange *what; } sent[MOST_OUTSTANDING]; /* a ring, oldest first; ns */
     uint32_t oldest, waiting;
     SSL *tls;
     struct tt_transport transport;
-    size_t have; /* bytes in `in`; only counted for TLS */
+    size_t have; /* bytes in `in` */
     struct peer *next_free, *older, *newer; /* among those in use, in the order of `begun` */
-    uint8_t in[IN];
+    uint8_t *in; /* kept from one connection to the next */
 };
 
 static struct peer peers[MOST_CONNECTIONS], *unused, *oldest, *newest;
 static int epoll;
 static SSL_CTX *tls_context;
-static uint32_t in_use;
+static struct exchange *script;
+static uint32_t script_size, next_exchange, in_use, ready, in_flight; /* script_size: without the first */
+static bool asking, warming;
 static uint64_t opened, next_due, started, units, server_cpu, own_cpu;
 static clockid_t server_clock;
 static struct { uint64_t resets, ends, unanswered; } ended;
@@ -160,6 +173,8 @@ static void open_peer(uint64_t due)
     p->phase = CONNECTING;
     p->begun = due;
     p->have = p->oldest = p->waiting = 0;
+    if (!p->in && !(p->in = malloc(IN)))
+        die("no memory");
     p->older = newest;
     p->newer = NULL;
     *(newest ? &newest->newer : &oldest) = p;
@@ -196,8 +211,8 @@ static void unit_done(uint64_t since, uint64_t now)
 {
     units++;
     note(now - since);
-    if (opt.warmup && units == opt.warmup) {
-        opt.warmup = 0;
+    if (warming && units == opt.warmup) {
+        warming = false;
         begin_counting();
     }
 }
@@ -214,30 +229,52 @@ static void peer_ended(struct peer *p, uint64_t now, bool was_reset)
 
 /* ---- what it says ---------------------------------------------------------------------------------------------- */
 
+static size_t put(struct peer *p, const struct exchange *e, uint8_t *out, uint64_t now)
+{
+    const uint32_t last = (p->oldest + p->waiting++) % MOST_OUTSTANDING;
+    p->sent[last].at = now;
+    p->sent[last].what = e;
+    in_flight++;
+    if (opt.protocol != TT) {
+        memcpy(out, e->request, e->request_size);
+        return e->request_size;
+    }
+    tt_seal(&p->transport, e->request, e->request_size, out);
+    return e->request_size + TT_MORE;
+}
+
 static void ask(struct peer *p, uint32_t count, uint64_t now)
 {
-    uint8_t out[MOST_OUTSTANDING * MOST_REQUEST];
-    const size_t each = opt.protocol == TT ? TT_PING : opt.request_size;
-    for (uint32_t i = 0; i < count; i++) {
-        if (opt.protocol == TT)
-            tt_seal_ping(&p->transport, out + i * each);
-        else
-            memcpy(out + i * each, opt.request, each);
-        p->sent_at[(p->oldest + p->waiting++) % MOST_OUTSTANDING] = now;
-    }
-    send_all(p, out, count * each);
+    static uint8_t out[MOST_OUTSTANDING * (MOST_REQUEST + TT_MORE)];
+    size_t size = 0;
+    for (uint32_t i = 0; i < count; i++, next_exchange = (next_exchange + 1) % script_size)
+        size += put(p, &script[1 + next_exchange], out + size, now);
+    send_all(p, out, size);
+}
+
+static void begin_asking(struct peer *p, uint64_t now)
+{
+    p->phase = SERVING;
+    ready++;
+    if (asking)
+        ask(p, opt.outstanding, now);
 }
 
 static void greeted(struct peer *p, uint64_t now)
 {
+    uint8_t out[MOST_REQUEST + TT_MORE];
     p->have = 0;
     if (opt.work == HANDSHAKE) {
         p->phase = ENDING;
         shutdown(p->fd, SHUT_WR); /* the server has worked through all we said when its own end comes */
         return;
     }
-    p->phase = SERVING;
-    ask(p, opt.outstanding, now);
+    if (!script[0].request_size) {
+        begin_asking(p, now);
+        return;
+    }
+    p->phase = LOGGING_IN;
+    send_all(p, out, put(p, &script[0], out, now));
 }
 
 static void connected(struct peer *p)
@@ -246,8 +283,8 @@ static void connected(struct peer *p)
     if (opt.work == DROP || opt.work == JUNK) {
         p->phase = ENDING;
         /* A server that drops may have done so already. */
-        if (opt.work == JUNK && send(p->fd, opt.request, opt.request_size, MSG_NOSIGNAL) < 0 && errno != ECONNRESET &&
-            errno != EPIPE)
+        if (opt.work == JUNK && send(p->fd, opt.request, strlen(opt.request), MSG_NOSIGNAL) < 0 &&
+            errno != ECONNRESET && errno != EPIPE)
             die("send: %s", strerror(errno));
         return;
     }
@@ -265,24 +302,52 @@ static void connected(struct peer *p)
 
 /* ---- what it hears --------------------------------------------------------------------------------------------- */
 
-/* The replies that `size` more bytes complete are counted, and as many requests are sent again, in one write. */
+/* The bytes of the first answer in `have` bytes, which must be as it should; 0: it is not there yet. */
+static size_t answer(struct peer *p, const struct exchange *e, const uint8_t *in, size_t have)
+{
+    static uint8_t plain[IN];
+    const uint8_t *said = in;
+    size_t size = e->reply_size;
+    if (opt.protocol == TT) {
+        if (have < TT_HEADER)
+            return 0;
+        size = TT_HEADER + ((size_t)in[4] << 24 | (size_t)in[5] << 16 | (size_t)in[6] << 8 | in[7]);
+        if (memcmp(in, "TT\1\3", 4) != 0 || size < e->reply_size + TT_MORE || size > IN)
+            die("a reply has the header %02x %02x %02x %02x and %zu bytes", in[0], in[1], in[2], in[3], size);
+        if (have < size)
+            return 0;
+        if (!tt_open(&p->transport, in, size, plain))
+            die("a reply is not authentic");
+        said = plain;
+    }
+    if (have < size)
+        return 0;
+    for (uint32_t i = 0; e->reply && i < e->reply_size; i++)
+        if (said[i] != e->reply[i])
+            die("byte %u of the reply to request %zu is %02x, not %02x", i, (size_t)(e - script), said[i], e->reply[i]);
+    return size;
+}
+
+/* The answers that are complete are counted, and as many requests are sent again, in one write. */
 static void replies(struct peer *p, uint64_t now)
 {
-    const size_t each = opt.protocol == TT ? TT_PING : opt.reply_size;
-    const uint32_t count = (uint32_t)(p->have / each);
-    if (count > p->waiting)
-        die("%u replies to %u requests", count, p->waiting);
-    for (uint32_t i = 0; i < count; i++) {
-        if (opt.protocol == TT && !tt_open_ping(&p->transport, p->in + i * each))
-            die("a reply is no answer to a ping");
-        unit_done(p->sent_at[p->oldest], now);
+    uint32_t count = 0;
+    size_t taken = 0, size;
+    for (; p->waiting && (size = answer(p, p->sent[p->oldest].what, p->in + taken, p->have - taken)); count++) {
+        for (uint32_t i = 0; p->phase == SERVING && i < opt.each; i++)
+            unit_done(p->sent[p->oldest].at, now);
+        taken += size;
         p->oldest = (p->oldest + 1) % MOST_OUTSTANDING;
         p->waiting--;
+        in_flight--;
     }
-    p->have -= count * each;
-    if (opt.protocol == TT)
-        memmove(p->in, p->in + count * each, p->have);
-    if (count)
+    p->have -= taken;
+    if (p->have && !p->waiting)
+        die("%zu bytes that nobody asked for", p->have);
+    memmove(p->in, p->in + taken, p->have);
+    if (count && p->phase == LOGGING_IN)
+        begin_asking(p, now);
+    else if (count && asking)
         ask(p, count, now);
 }
 
@@ -306,8 +371,8 @@ static bool read_tls(struct peer *p, uint64_t now)
         if (n == 1)
             greeted(p, now);
     } else {
-        n = SSL_read(p->tls, p->in, IN);
-        if (n > 0 && p->phase == SERVING) {
+        n = SSL_read(p->tls, p->in + p->have, (int)(IN - p->have));
+        if (n > 0 && p->phase != ENDING) {
             p->have += (size_t)n;
             replies(p, now);
         }
@@ -343,7 +408,7 @@ static bool read_plain(struct peer *p, uint64_t now)
     p->have += (size_t)n;
     if (p->phase == GREETING)
         welcome(p, now);
-    else if (p->phase == SERVING)
+    else if (p->phase == SERVING || p->phase == LOGGING_IN)
         replies(p, now);
     else
         p->have = 0;
@@ -390,22 +455,55 @@ static void give_up(uint64_t now)
     }
 }
 
-static void run(void)
+static uint64_t take_events(void)
 {
     struct epoll_event events[EVENTS];
+    int n = epoll_wait(epoll, events, EVENTS, opt.rate ? 1 : 1000);
+    uint64_t now = now_ns();
+    for (int i = 0; i < n; i++)
+        take_event(events[i].data.ptr, events[i].events, now);
+    give_up(now);
+    return now;
+}
+
+static void run(void)
+{
     uint64_t now = now_ns();
     const uint64_t until = now + opt.deadline;
     next_due = now;
-    while (opt.warmup || (opt.time ? now < started + opt.time : units < opt.count)) {
+    warming = opt.warmup;
+    begin_counting();
+    while (warming || (opt.time ? now < started + opt.time : units < opt.count)) {
         open_due(now);
-        int n = epoll_wait(epoll, events, EVENTS, opt.rate ? 1 : 1000);
-        now = now_ns();
+        now = take_events();
         if (now > until)
             die("only %lu of %lu units in %lu s%s", units, opt.count, opt.deadline / SECOND,
-                opt.warmup ? ", and these were warming up" : "");
-        for (int i = 0; i < n; i++)
-            take_event(events[i].data.ptr, events[i].events, now);
-        give_up(now);
+                warming ? ", and these were warming up" : "");
+    }
+    print_result();
+}
+
+/* The connections stay from one run to the next: a login takes a server longer than many requests. */
+static void take_turns(void)
+{
+    char line[16];
+    const uint64_t until = now_ns() + opt.deadline;
+    open_due(now_ns());
+    while (ready < opt.connections)
+        if (take_events() > until)
+            die("only %u of %u connections were ready in %lu s", ready, opt.connections, opt.deadline / SECOND);
+    puts("{}");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        asking = true;
+        for (struct peer *p = oldest; p; p = p->newer)
+            ask(p, opt.outstanding, now_ns());
+        run();
+        fflush(stdout);
+        asking = false;
+        for (uint64_t patience = now_ns() + opt.deadline; in_flight;)
+            if (take_events() > patience)
+                die("%u requests were not answered in %lu s", in_flight, opt.deadline / SECOND);
     }
 }
 
@@ -427,6 +525,54 @@ static void take_key(const char *hex)
         if (sscanf(hex + 2 * i, "%2hhx", &key[i]) != 1)
             die("key=%s: a public key has %d hexadecimal digits", hex, 2 * TT_KEY);
     tt_prepare(key);
+}
+
+static uint32_t take_bytes(FILE *file, const char *name, const uint8_t **bytes)
+{
+    uint32_t size;
+    uint8_t *data;
+    if (fread(&size, sizeof size, 1, file) != 1)
+        die("script=%s: it ends too early", name);
+    if (!(data = malloc(size + 1)) || fread(data, 1, size, file) != size)
+        die("script=%s: it ends too early, or there is no memory", name);
+    *bytes = data;
+    return size;
+}
+
+/* Sizes (4 bytes, this machine's order) each before its bytes: request, reply, request, reply... */
+static void read_script(const char *name)
+{
+    FILE *file = fopen(name, "rb");
+    int next;
+    if (!file)
+        die("script=%s: %s", name, strerror(errno));
+    for (; (next = getc(file)) != EOF; script_size++) {
+        ungetc(next, file);
+        if (!(script_size & (script_size - 1)) && !(script = realloc(script, (2 * script_size + 1) * sizeof *script)))
+            die("no memory");
+        struct exchange *e = &script[script_size];
+        e->request_size = take_bytes(file, name, &e->request);
+        e->reply_size = take_bytes(file, name, &e->reply);
+        if (e->request_size > MOST_REQUEST)
+            die("script=%s: a request of %u bytes, but %d is the most", name, e->request_size, MOST_REQUEST);
+    }
+    fclose(file);
+    if (script_size-- < 2)
+        die("script=%s: it needs what a connection begins with, and a request", name);
+}
+
+/* Without a script: nothing to begin with; a ping, or request= and reply=. */
+static void make_script(void)
+{
+    static struct exchange one[2];
+    static const uint8_t ping[1];
+    if (opt.protocol == TT)
+        one[1] = (struct exchange){ping, ping, 1, 1};
+    else
+        one[1] = (struct exchange){.request = (uint8_t *)opt.request, .request_size = (uint32_t)strlen(opt.request),
+                                   .reply_size = (uint32_t)opt.reply_size};
+    script = one;
+    script_size = 1;
 }
 
 static void take_option(char *option)
@@ -463,6 +609,12 @@ static void take_option(char *option)
         opt.reply_size = number;
     else if (strcmp(option, "request") == 0 && strlen(value) < MOST_REQUEST)
         strcpy(opt.request, value);
+    else if (strcmp(option, "each") == 0 && number >= 1 && number <= 1 << 20)
+        opt.each = (uint32_t)number;
+    else if (strcmp(option, "turns") == 0)
+        opt.turns = number;
+    else if (strcmp(option, "script") == 0)
+        read_script(value);
     else if (strcmp(option, "key") == 0)
         take_key(value);
     else
@@ -479,10 +631,11 @@ static void prepare(char **argv)
         die("%s: not an IPv4 address", argv[3]);
     for (char **option = argv + 5; *option; option++)
         take_option(*option);
-    opt.request_size = strlen(opt.request);
+    if (!script)
+        make_script();
     if (opt.pid && clock_getcpuclockid(opt.pid, &server_clock) != 0)
         die("pid=%d: no such process", (int)opt.pid);
-    if (opt.work == REQUEST && opt.protocol != TT && !opt.reply_size)
+    if (opt.work == REQUEST && !script[1].reply_size)
         die("request %s needs reply=: the bytes of a reply", argv[2]);
     tls_context = SSL_CTX_new(TLS_client_method());
     if (!tls_context || !SSL_CTX_set_min_proto_version(tls_context, TLS1_3_VERSION) ||
@@ -502,13 +655,16 @@ int main(int argc, char **argv)
     if (argc < 5) {
         fputs("usage: load drop|junk|handshake|request plain|tt|tls ADDRESS PORT [NAME=VALUE...]\n"
               "  connections= outstanding= count= or seconds= warmup= (units) rate= (a second) sources= from= (first IPv4 source)\n"
-              "  give_up= (ms) deadline= (s) pid= (of the server) request= reply= (bytes of one) key= (hex)\n", stderr);
+              "  give_up= (ms) deadline= (s) pid= (of the server) request= reply= (bytes of one) key= (hex)\n"
+              "  script= (file) each= (units in an answer) turns=1 (a line on stdin is a run; {} says that it is ready)\n", stderr);
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     prepare(argv);
-    begin_counting();
-    run();
-    print_result();
+    asking = !opt.turns;
+    if (opt.turns)
+        take_turns();
+    else
+        run();
     return 0;
 }

@@ -12,7 +12,6 @@
 
 static const char NAME[] = "Noise_NK_25519_AESGCM_SHA256", PROLOGUE[] = "tapetrack/1";
 static const uint8_t PAYLOAD[] = "\x82\xa4name\xa4load\xa7version\xa1" "1"; /* a MessagePack map */
-static const uint8_t PING_HEADER[TT_HEADER] = {'T', 'T', 1, TT_DATA, 0, 0, 0, 1 + TT_TAG};
 enum { REKEY_INTERVAL = 1 << 20 }; /* messages under one transport key */
 
 static EVP_PKEY *ephemeral;
@@ -170,21 +169,21 @@ static void renew(EVP_CIPHER_CTX **ctx, uint8_t key[TT_KEY], int encrypt)
     *ctx = cipher(key, encrypt);
 }
 
-void tt_seal_ping(struct tt_transport *t, uint8_t frame[TT_PING])
+void tt_seal(struct tt_transport *t, const uint8_t *plain, size_t size, uint8_t *frame)
 {
-    static const uint8_t flags[1];
+    const uint32_t length = (uint32_t)size + TT_TAG;
     if (t->sealed && t->sealed % REKEY_INTERVAL == 0)
         renew(&t->sealer, t->seal_key, 1);
-    memcpy(frame, PING_HEADER, TT_HEADER);
-    seal(t->sealer, t->sealed++, frame, TT_HEADER, flags, 1, frame + TT_HEADER);
+    memcpy(frame, "TT\1", 3);
+    frame[3] = TT_DATA;
+    for (int i = 0; i < 4; i++)
+        frame[7 - i] = (uint8_t)(length >> 8 * i);
+    seal(t->sealer, t->sealed++, frame, TT_HEADER, plain, (int)size, frame + TT_HEADER);
 }
 
-bool tt_open_ping(struct tt_transport *t, const uint8_t frame[TT_PING])
+bool tt_open(struct tt_transport *t, const uint8_t *frame, size_t size, uint8_t *plain)
 {
-    uint8_t flags;
-    if (memcmp(frame, PING_HEADER, TT_HEADER) != 0)
-        return false;
     if (t->opened && t->opened % REKEY_INTERVAL == 0)
         renew(&t->opener, t->open_key, 0);
-    return open_sealed(t->opener, t->opened++, frame, TT_HEADER, frame + TT_HEADER, 1, &flags) && flags == 0;
+    return open_sealed(t->opener, t->opened++, frame, TT_HEADER, frame + TT_HEADER, (int)(size - TT_MORE), plain);
 }

@@ -1,4 +1,4 @@
-/* The client's side of our protocol, version 1, written from docs/protocol.md alone: HELLO, WELCOME, pings.
+/* The client's side of our protocol, version 1, written from docs/protocol.md alone: HELLO, WELCOME, DATA.
  *
  * Rules: no I/O and no allocation but OpenSSL's own; every length is the caller's to check against the frame header.
  * One ephemeral key serves all handshakes of a run: the server cannot tell, and has all its own work, while the
@@ -16,7 +16,7 @@ enum {
     TT_HEADER = 8,   /* bytes: "TT", version, type, length in network byte order */
     TT_KEY = 32,     /* bytes of a public key, a cipher key, a hash */
     TT_TAG = 16,     /* bytes that AES-GCM adds */
-    TT_PING = TT_HEADER + 1 + TT_TAG,
+    TT_MORE = TT_HEADER + TT_TAG, /* by so much a DATA frame is longer than its plaintext */
     TT_HELLO_MOST = TT_HEADER + TT_KEY + TT_TAG + 192,
     TT_WELCOME = 2,  /* types of frames */
     TT_DATA = 3,
@@ -36,8 +36,9 @@ const uint8_t *tt_hello(size_t *size);
 bool tt_welcome(struct tt_transport *t, const uint8_t *body, size_t size);
 void tt_close(struct tt_transport *t);
 
-void tt_seal_ping(struct tt_transport *t, uint8_t frame[TT_PING]);
-/* False: not the answer to a ping. */
-bool tt_open_ping(struct tt_transport *t, const uint8_t frame[TT_PING]);
+/* The next DATA frame to the server, of size + TT_MORE bytes. */
+void tt_seal(struct tt_transport *t, const uint8_t *plain, size_t size, uint8_t *frame);
+/* The plaintext, size - TT_MORE bytes, of a whole DATA frame of `size` bytes.  False: not authentic. */
+bool tt_open(struct tt_transport *t, const uint8_t *frame, size_t size, uint8_t *plain);
 
 #endif

@@ -1,20 +1,22 @@
 """The servers that are measured: ours, the bare loop, and the peers with the configuration in bench/peers/.
 
-Each is one process on its own processor, listens on a free port of 127.0.0.1, logs nothing a request, and is gone,
-with its files, when its `with` block ends.  Rules: a peer that is not installed is NotMeasuredError; a server that does
-not start shows what it said.  It must not know what is measured.
+Each has its own processor, listens on a free port of 127.0.0.1, logs nothing a request, and is gone, with its files,
+when its `with` block ends; all but PostgreSQL are one process.  Rules: a peer that is not installed is
+NotMeasuredError; a server that does not start shows what it said.  It must not know what is measured.
 """
 
 import os
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from pwd import getpwnam
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +29,7 @@ SOURCES = 65536  # timed-out sources: what our table holds by default
 HOSTILE, HONEST, IDLE, OFFENDERS = range(4)
 PEERS = kit.ROOT / "bench/peers"
 DEPS = "run: make bench-deps"
+PLACE = Path("/var/tmp")  # noqa: S108 - of their files: what outlives a reboot is on a disk, as /tmp need not be
 
 
 def free_port() -> int:
@@ -41,7 +44,7 @@ class Process:
         self.name = name
         self.cpu = kit.SERVER_CPU
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"bench_{name}_"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"bench_{name}_", dir=PLACE))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -147,19 +150,22 @@ class Peer(Process):
 
     configuration = ""
 
-    def __init__(self, name: str) -> None:
-        if shutil.which(name) is None:
-            raise kit.NotMeasuredError(f"{name} is not installed: {DEPS}")
-        super().__init__(name)
+    def __init__(self, program: str, name: str = "") -> None:
+        if shutil.which(program) is None:
+            raise kit.NotMeasuredError(f"{program} is not installed: {DEPS}")
+        super().__init__(name or program)
         self.port2 = free_port()
 
     @property
     def file(self) -> Path:
         return self.folder / self.configuration
 
+    def fill_in(self, configuration: str) -> None:
+        text = (PEERS / configuration).read_text()
+        (self.folder / configuration).write_text(text.format(dir=self.folder, port=self.port, port2=self.port2))
+
     def prepare(self) -> None:
-        text = (PEERS / self.configuration).read_text()
-        self.file.write_text(text.format(dir=self.folder, port=self.port, port2=self.port2))
+        self.fill_in(self.configuration)
         certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
         subject = ("-subj", "/CN=bench", "-days", "30")
@@ -178,22 +184,37 @@ class Nginx(Peer):
 
 
 class Redis(Peer):
-    """Holds one key, `k`, with a value of 64 bytes."""
+    """Holds these values; without any, one key, `k`, with 64 bytes."""
 
     configuration = "redis.conf"
     request = "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
     reply = len("$64\r\n") + 64 + len("\r\n")
 
-    def __init__(self) -> None:
+    def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
         super().__init__("redis-server")
+        self.values = values or {b"k": 64 * b"x"}
 
     def command(self) -> Sequence[object]:
         return "redis-server", self.file
 
     def ready(self) -> None:
-        said = ask_tls(self.port, f"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$64\r\n{'x' * 64}\r\n", b"\r\n")
-        if said != b"+OK\r\n":
-            raise RuntimeError(f"redis-server answered SET with {said!r}")
+        sets = b"".join(resp(b"SET", key, value) for key, value in self.values.items())
+        ask_tls(self.port, sets, len(self.values) * b"+OK\r\n")
+
+
+class DurableRedis(Redis):
+    """Each SET that it has answered is on the disk."""
+
+    configuration = "redis-durable.conf"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.fill_in(Redis.configuration)
+
+
+def resp(*words: bytes) -> bytes:
+    """A command of Redis."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
 class Haproxy(Peer):
@@ -215,10 +236,67 @@ class Haproxy(Peer):
 
     def reply(self) -> int:
         """Bytes of its answer to `request`: always the same."""
-        return len(ask_tls(self.port2, self.request, b"\r\n\r\n"))
+        return len(ask_tls(self.port2, self.request.encode(), b"\r\n\r\n"))
 
 
-def ask_tls(port: int, request: str, until: bytes) -> bytes:
+class Postgres(Peer):
+    """A cluster of its own, with the rows of bench/peers/postgresql.sql; never as root, which it refuses to be."""
+
+    configuration = "postgresql.conf"
+    script = "postgresql.pgbench"
+
+    def __init__(self) -> None:
+        installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        # Debian keeps the server's programs off the path.
+        self._programs = installed[-1] if installed else Path(shutil.which("pgbench") or "pgbench").parent
+        super().__init__(str(self._programs / "pgbench"), "postgresql")
+        nobody = getpwnam("nobody")
+        self._owner = (nobody.pw_uid, nobody.pw_gid) if os.geteuid() == 0 else None
+
+    def _as_owner(self, name: str, *words: object) -> Sequence[object]:
+        if not self._owner:
+            return (self._programs / name, *words)
+        uid, gid = self._owner  # with another user the kernel forgets the signal, so that it is asked for again
+        who = ("setpriv", "--reuid", uid, "--regid", gid, "--clear-groups", "--pdeathsig", "KILL", "--")
+        return (*who, self._programs / name, *words)
+
+    def _as_client(self, name: str, *words: object) -> Sequence[object]:
+        address = ("--host", "127.0.0.1", "--port", self.port, "--username", "bench")
+        return ("env", "PGSSLMODE=require", "PGDATABASE=postgres", self._programs / name, *address, *words)
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self._owner:
+            for path in (self.folder, *self.folder.iterdir()):
+                os.chown(path, *self._owner)
+        locale = ("--encoding", "UTF8", "--locale", "C")
+        kit.output_of(*self._as_owner("initdb", "--pgdata", self.folder / "data", "--username", "bench", *locale))
+
+    def command(self) -> Sequence[object]:
+        return self._as_owner("postgres", "-D", self.folder / "data", "-c", f"config_file={self.file}")
+
+    def ready(self) -> None:
+        """It listens before it can answer."""
+        kit.output_of(*self._as_client("pg_isready", "--timeout", int(PATIENCE)))
+        self.ask((PEERS / "postgresql.sql").read_text())
+
+    def ask(self, sql: str) -> str:
+        words = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1", "--file", "-")
+        return kit.output_of(*self._as_client("psql", *words), stdin=sql).strip()
+
+    def updates(self, connections: int, seconds: int) -> dict[str, float]:
+        """One run of pgbench: how many changes, and the rate a second without the time to connect."""
+        words = ("--no-vacuum", "--protocol", "prepared", "--file", PEERS / self.script)
+        load = ("--client", connections, "--jobs", 1, "--time", seconds)
+        said = kit.output_of(*self._as_client("pgbench", *words, *load), cpu=kit.LOAD_CPU)
+        units = re.search(r"transactions actually processed: (\d+)", said)
+        rate = re.search(r"tps = ([\d.]+)", said)
+        if units is None or rate is None:
+            raise RuntimeError(f"pgbench said {said!r}")
+        return {"units": float(units[1]), "rate": float(rate[1])}
+
+
+def ask_tls(port: int, request: bytes, until: bytes) -> bytes:
     """The answer to one request, up to and with `until`."""
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -227,7 +305,7 @@ def ask_tls(port: int, request: str, until: bytes) -> bytes:
         socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
         context.wrap_socket(plain) as peer,
     ):
-        peer.sendall(request.encode())
+        peer.sendall(request)
         answer = b""
         while not answer.endswith(until):
             part = peer.recv(4096)

@@ -36,7 +36,7 @@ def peer(report: Report, stack: ExitStack, make: Callable[[], P]) -> P | None:
     return server
 
 
-def _row(  # noqa: PLR0913 - the columns of the table
+def row_of(  # noqa: PLR0913 - the columns of the table
     name: str,
     unit: str,
     results: dict[str, list[Run]],
@@ -47,6 +47,7 @@ def _row(  # noqa: PLR0913 - the columns of the table
     ours_over_peer: bool = False,
     wanted: str = "",
 ) -> Row:
+    """A figure of "ours" beside that of a peer, which may not be there."""
     ours, other = results["ours"], results.get(peer_name, [])
     row = Row(name, unit, column(ours, key, scale), peer_name, column(other, key, scale), wanted=wanted)
     if other:
@@ -79,9 +80,9 @@ def drops(report: Report) -> None:
     report.details["drops"] = results
     name = "accept and drop, 65,536 sources timed out"
     report.add(
-        _row(name, "us CPU", results, "bare C", "server_ns", scale=MICRO, ours_over_peer=True, wanted="at most 1.05"),
-        _row(name, "us CPU", results, "HAProxy", "server_ns", scale=MICRO),
-        _row(name, "connections/s", results, "HAProxy", "rate", ours_over_peer=True),
+        row_of(name, "us CPU", results, "bare C", "server_ns", scale=MICRO, ours_over_peer=True, wanted="at most 1.05"),
+        row_of(name, "us CPU", results, "HAProxy", "server_ns", scale=MICRO),
+        row_of(name, "connections/s", results, "HAProxy", "rate", ours_over_peer=True),
     )
 
 
@@ -109,9 +110,9 @@ def pings(report: Report) -> None:
             report.details[f"pings_{outstanding}"] = results
             name = f"ping, {outstanding} outstanding"
             report.add(
-                _row(name, "us CPU", results, "redis GET, TLS", "server_ns", scale=MICRO, wanted=wanted),
-                _row(name, "/s", results, "redis GET, TLS", "rate", ours_over_peer=True, wanted=wanted),
-                _row(name, "us p99", results, "redis GET, TLS", "p99_ns", scale=MICRO),
+                row_of(name, "us CPU", results, "redis GET, TLS", "server_ns", scale=MICRO, wanted=wanted),
+                row_of(name, "/s", results, "redis GET, TLS", "rate", ours_over_peer=True, wanted=wanted),
+                row_of(name, "us p99", results, "redis GET, TLS", "p99_ns", scale=MICRO),
             )
 
 
@@ -127,12 +128,12 @@ def handshakes(report: Report) -> None:
             sides["nginx, TLS"] = lambda: kit.load("handshake", "tls", nginx.port, pid=nginx.pid, **options)
         results = kit.compare(sides, runs, "server_ns")
     report.details["handshakes"] = results
-    rate = _row("full handshake", "/s", results, "nginx, TLS", "rate", ours_over_peer=True)
+    rate = row_of("full handshake", "/s", results, "nginx, TLS", "rate", ours_over_peer=True)
     for side, of_side in results.items():
         if max(column(of_side, "server_busy")) < 0.9:
             rate.note += f"{side}: not saturated; "
     report.add(
-        _row("full handshake", "us CPU", results, "nginx, TLS", "server_ns", scale=MICRO, wanted="at least 3"), rate
+        row_of("full handshake", "us CPU", results, "nginx, TLS", "server_ns", scale=MICRO, wanted="at least 3"), rate
     )
 
 

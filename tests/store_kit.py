@@ -2,11 +2,14 @@
 
 import resource
 import select
+import subprocess
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
+from process import need, plain_environment
 
 from tt.catalog.chain import Report, verify
 from tt.catalog.model import Customer, Media, Repository, Volume
@@ -67,3 +70,28 @@ def no_file_grows() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def library_of_syncs(directory: Path) -> Path:
+    """For LD_PRELOAD: fsync fails where $FAIL is a file, which it removes, and each time where that is a directory."""
+    need("gcc")
+    source = """
+        #include <errno.h>
+        #include <stdlib.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        static int sync_unless_told(long call, int fd)
+        {
+            if (unlink(getenv("FAIL")) == 0 || access(getenv("FAIL"), F_OK) == 0) {
+                errno = EIO;
+                return -1;
+            }
+            return syscall(call, fd);
+        }
+        int fsync(int fd) { return sync_unless_told(SYS_fsync, fd); }
+        int fdatasync(int fd) { return sync_unless_told(SYS_fdatasync, fd); }
+    """
+    library = directory / "fail.so"
+    command = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", library]
+    subprocess.run(command, input=textwrap.dedent(source), text=True, check=True, env=plain_environment())
+    return library

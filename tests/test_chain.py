@@ -16,9 +16,12 @@ from test_store import LOAD
 
 from tt.catalog.chain import START, Head, backup, link, parse_head, verify
 from tt.catalog.model import Access, User, Volume
+from tt.catalog.schema import MIGRATIONS
 from tt.catalog.store import Store, StoreError
 
 Tamper = Callable[[sqlite3.Connection], object]
+TRIGGERS = [each for step in MIGRATIONS for each in step if each.startswith("CREATE TRIGGER")]
+WRAP = (1 << 61) - 1  # Python's hash of n is that of n + WRAP
 
 
 @pytest.fixture
@@ -37,13 +40,19 @@ def path(tmp_path: Path) -> Path:
     return opened.path
 
 
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def tamper(path: Path, *work: str | Tamper) -> None:
-    """Do that in the file, as somebody can who may write it."""
+    """Do that in the file, as somebody can who may write it, and leave no other trace."""
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("DROP TRIGGER IF EXISTS history_no_update")
         file.execute("DROP TRIGGER IF EXISTS history_no_delete")
         for each in work:
             file.execute(each) if isinstance(each, str) else each(file)
+        for trigger in TRIGGERS:
+            file.execute(trigger)
 
 
 def make_anew(file: sqlite3.Connection) -> None:
@@ -173,6 +182,11 @@ def test_rows_that_were_cut_off_are_missed_by_the_anchor_and_by_the_records(path
             f"volume {TWO} was altered: flags is 'E', but 'EL' by the history",
         ),
         (
+            f"""changes = '{{"flags":["",{1 << 64}]}}' WHERE sequence = 12""",
+            12,
+            "changes is None, but 'unreadable' by the history",
+        ),
+        (
             """changes = '{"flags":["",{}]}' WHERE sequence = 12""",
             12,
             "changes is None, but 'unreadable' by the history",
@@ -185,7 +199,7 @@ def test_rows_that_were_cut_off_are_missed_by_the_anchor_and_by_the_records(path
             f"that last of volume {ONE} was 6, but by the rows before it was 11",
         ),
     ],
-    ids=["a move", "a flag", "no values", "no JSON", "another row before", "another record"],
+    ids=["a move", "a flag", "no number of SQLite", "no values", "no JSON", "another row before", "another record"],
 )
 def test_a_chain_made_anew_over_other_changes_contradicts_the_records(
     path: Path, change: str, row: int, says: str
@@ -215,6 +229,9 @@ def test_a_chain_made_anew_over_other_changes_contradicts_the_records(
         ("INSERT INTO access VALUES (9, 'jo US01', 3, 1, 10)", 10, "access jo US01: catalog is 1, but None"),
         ("UPDATE repository SET allow_deletes = 1", 3, f"repository {MEDIA}.VLT1: allow_deletes is 1, but None"),
         ("UPDATE user SET administrator = 1", 7, "user jo: administrator is 1, but None"),
+        ("UPDATE user SET password = 'mine'", 7, f"user jo: password is '{sha('mine')}', but '{sha('hash')}' by"),
+        (f"UPDATE media SET max_volumes = max_volumes + {WRAP}", 2, f"media {MEDIA}: max_volumes is {WRAP}, but None"),
+        (f"UPDATE volume SET last = last + {WRAP} WHERE name = '{TWO}'", 12, f"volume {TWO}: last is {WRAP + 12}, but"),
         ("DELETE FROM deleted", 10, "access jo US01: last is None, but 10"),
     ],
 )
@@ -223,6 +240,31 @@ def test_a_record_that_was_altered_past_the_history_is_named(path: Path, stateme
     report = verify(path)
     assert says in report.problem.replace(" was altered", "")
     assert report.row == row
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("DROP TRIGGER history_no_update", "trigger history_no_update was removed from the catalogue"),
+        (
+            "CREATE TRIGGER evil AFTER INSERT ON history BEGIN UPDATE volume SET current = 'X'; END",
+            "trigger evil was added to the catalogue",
+        ),
+        (
+            "DROP TRIGGER history_no_delete; CREATE TRIGGER history_no_delete BEFORE DELETE ON deleted BEGIN SELECT 1; END",
+            "trigger history_no_delete of the catalogue was altered",
+        ),
+        ("DROP INDEX volume_moving", "index volume_moving was removed"),
+        ("CREATE TABLE mine (name)", "table mine was added"),
+        ("ALTER TABLE customer ADD COLUMN mine TEXT", "table customer of the catalogue was altered"),
+    ],
+)
+def test_tables_indexes_and_triggers_that_tt_did_not_make_so_are_named(path: Path, statement: str, says: str) -> None:
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript(statement)
+    report = verify(path)
+    assert report.problem.startswith(says)
+    assert (report.row, report.records) == (0, 0)
 
 
 def test_a_damaged_file_is_no_verdict_on_the_chain(path: Path, tmp_path: Path) -> None:
@@ -246,6 +288,9 @@ def test_a_head_is_read_back_from_its_text() -> None:
     for text in ("", "12", f"12:{'0' * 63}", f"x:{'0' * 64}", f"12:{'g' * 64}", f"-1:{'0' * 64}", f"\u0661:{'0' * 64}"):
         with pytest.raises(ValueError, match=r"SEQUENCE:HASH|hexadecimal"):
             parse_head(text)
+    assert parse_head(f"0:{'0' * 64}") == (0, START)
+    with pytest.raises(ValueError, match="there is no row 0, and before the first row it is 0:0000"):
+        parse_head(f"0:{'f' * 64}")
 
 
 # ---- backups --------------------------------------------------------------------------------------------------------

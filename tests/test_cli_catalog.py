@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,9 +24,12 @@ from scripted_server import converse
 from test_client import Start, no_known_servers, start
 from test_client_catalog import PASSWORD, in_order, librarian, server
 
-from tt import cli, keys
+from tt import cli, data_lock, keys, wire
 from tt.catalog.messages import OPERATIONS, CustomerRecord
+from tt.catalog.service import FILE
+from tt.catalog.store import Store
 from tt.cli import GROUPS, output, server_option, table
+from tt.cli import user as user_commands
 from tt.cli.server_option import Server, parse
 
 __all__ = ["no_known_servers", "server", "start"]  # fixtures
@@ -184,6 +188,39 @@ def test_the_variable_names_the_server_and_the_option_overrides_it(
     assert {link.hello.name for link in peer.links} == {"tt volume cancel"}
 
 
+def busy(request: wire.Request) -> wire.Reply:
+    return wire.Reply(request.id, wire.ReplyError("busy", "too many passwords are being checked just now"))
+
+
+def test_a_login_is_tried_again_while_the_server_is_busy(start: Start, tt: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [busy, busy, librarian, librarian]
+    peer = start(converse(lambda requests: in_order(answers.pop(0))(requests)))
+    monkeypatch.setattr(server_option, "BUSY_PAUSE", (0.001, 0.002))
+    options = "--key", keys.to_text(peer.key.public), "-S", f"jsmith:-secret12@{HOST}:{peer.port}"
+    assert tt.done("volume", "cancel", "US01.LTO.A1", *options).startswith("US01.LTO.A1: done")
+    assert [one.operation for (one,) in peer.links[0].messages] == ["login"] * 3 + ["volume.cancel"]
+
+
+def test_a_login_that_stays_busy_or_another_operation_that_is_fails(
+    start: Start, tt: Tt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [busy] * 1000
+    peer = start(converse(lambda requests: in_order(answers.pop(0))(requests)))
+    monkeypatch.setattr(server_option, "BUSY_PAUSE", (0.001, 0.002))
+    monkeypatch.setattr(server_option, "BUSY_FOR", 0.02)
+    words = (
+        "volume", "cancel", "US01.LTO.A1", "--key", keys.to_text(peer.key.public),
+        "-S", f"jsmith:-secret12@{HOST}:{peer.port}",
+    )  # fmt: skip
+    failed = output.FAILED, "too many passwords are being checked just now (busy)"
+    assert tt.error(*words) == failed
+    assert 2 <= len(peer.links[0].messages) <= 20
+    answers[:] = [librarian, busy]
+    code, out, err = tt(*words)
+    assert (code, out, err) == (failed[0], "", f"tt: US01.LTO.A1: {failed[1]}\n")
+    assert answers == []
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"CUSTOMER": lambda one: one.name, "DESCRIPTION": lambda one: one.description}
@@ -214,9 +251,9 @@ def test_json_is_ascii_and_an_object_a_line(capsys: Capture) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_csv_has_headings_also_without_lines(capsys: Capture) -> None:
+def test_csv_has_headings_also_without_lines_and_no_control_characters(capsys: Capture) -> None:
     shown(TWO, as_csv=True)
-    assert capsys.readouterr().out == 'name,description\nUS01,tapes of \u20ac\nU,"a ""b"", c\x1b[31m"\n'
+    assert capsys.readouterr().out == 'name,description\nUS01,tapes of \u20ac\nU,"a ""b"", c\\x1b[31m"\n'
     shown([], as_csv=True)
     assert capsys.readouterr().out == "name,description\n"
 
@@ -346,6 +383,25 @@ def test_of_several_volumes_each_is_for_itself(master: Tt) -> None:
     assert master.error("volume", "show", "US01.LTO.NONE")[0] == output.FAILED
 
 
+def test_what_was_acknowledged_before_the_connection_broke_is_printed(
+    start: Start, tt: Tt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_and_no_more(requests: list[wire.Request]) -> Iterator[bytes]:
+        yield from in_order(librarian)(requests[:2])
+        if len(requests) > 1:
+            raise ConnectionResetError
+
+    peer = start(converse(two_and_no_more))
+    names = [f"US01.LTO.A{number}" for number in range(4)]
+    code, out, err = tt(
+        "volume", "cancel", *names, "--key", keys.to_text(peer.key.public),
+        "-S", f"jsmith:-secret12@{HOST}:{peer.port}",
+    )  # fmt: skip
+    assert out.splitlines() == [f"{name}: done, row 7 of the history" for name in names[:2]]
+    assert (code, err.count("\n")) == (output.NO_CONNECTION, 1)
+    assert "was lost" in err
+
+
 def test_a_users_own_password_is_changed_once_for_all(server: Process, master: Tt) -> None:
     made = json.loads(master.done("user", "add", "owner", "--json"))["password"]
     once = ["-S", login(server, "owner", made)]
@@ -389,6 +445,53 @@ def test_on_the_host_a_password_is_made_with_and_without_a_running_server(tt: Tt
     with Process(tmp_path) as server, client_of(server) as client:
         assert client.login("tapemaster", passwords[1]).must_change_password
     assert passwords[0] != passwords[1]
+
+
+def test_on_the_host_no_server_starts_while_the_file_is_changed(
+    tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def fail_with_the_lock(store: object, data: Path, user: str) -> None:
+        opened.append(user)
+        with pytest.raises(data_lock.DataInUseError, match="'tt user reset' or another server uses it: stop that one"):
+            data_lock.take(data)
+        raise user_commands.StoreError("the end")
+
+    Store(tmp_path / FILE).close()
+    monkeypatch.setattr(user_commands, "reset_in_file", fail_with_the_lock)
+    assert tt.error("user", "reset", "fred", "--data", str(tmp_path)) == (output.FAILED, "the end")
+    assert opened == ["fred"]
+    os.close(data_lock.take(tmp_path))
+
+
+def test_on_the_host_the_file_is_left_alone_while_a_server_starts(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"")
+    lock = data_lock.take(tmp_path)
+    code, line = tt.error("user", "reset", "fred", "--data", str(tmp_path))
+    os.close(lock)
+    assert code == output.NO_CONNECTION
+    assert line == f"data directory {tmp_path}: a server is starting or stopping there: try again in a second"
+    assert (tmp_path / FILE).read_bytes() == b""
+
+
+def test_on_the_host_a_server_that_came_meanwhile_is_asked(
+    tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plain = [], user_commands.ask_host
+
+    def too_early_at_first(*arguments: Any) -> Iterator[dict[str, Any]]:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise output.Exit(output.NO_CONNECTION, "none yet") from FileNotFoundError()
+        return plain(*arguments)
+
+    monkeypatch.setattr(user_commands, "ask_host", too_early_at_first)
+    with Process(tmp_path) as server:
+        out = tt.done("user", "reset", "tapemaster", "--data", str(tmp_path / "data"), "--json")
+        with client_of(server) as client:
+            assert client.login("tapemaster", json.loads(out)["password"]).must_change_password
+    assert len(asked) == 2
 
 
 # ---- the document ---------------------------------------------------------------------------------------------------

@@ -170,6 +170,24 @@ def test_more_than_a_message_holds_goes_in_several(connect: Connect) -> None:
     assert [len(message) for message in peer.links[0].messages[3:]] == [2, 2, 1]
 
 
+def test_what_was_answered_before_the_connection_broke_is_known(connect: Connect) -> None:
+    messages = 0
+
+    def two_messages(requests: list[wire.Request]) -> Iterable[bytes]:
+        nonlocal messages
+        messages += 1
+        if messages > 2:
+            raise ConnectionResetError
+        return in_order(librarian)(requests)
+
+    made, _ = connect(two_messages)
+    results: list[Any] = []
+    asked = [("volume.get", OneVolume(f"US01.LTO.A{number}")) for number in range(wire.MAX_ENTRIES + 5)]
+    with pytest.raises(ConnectionLost):
+        made.pack(asked, results)
+    assert [result.name for result in results] == [one.volume for _, one in asked[: wire.MAX_ENTRIES]]
+
+
 def test_one_that_no_message_holds_fails_alone(connect: Connect) -> None:
     made, _ = connect(in_order(librarian))
     one = OneVolume("US01.LTO.A1")

@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tt import control, keys, timeouts
 from tt._core import REASON_CODES, STATES, TimeoutTable
 from tt.client import Client
 from tt.control import MAX_CLIENTS, MAX_NOTE, MAX_REQUEST, Control, ControlError
+from tt.pending import Pending
 
 MANY = 50_000
 
@@ -330,6 +331,59 @@ def test_however_many_ask_a_turn_makes_one_piece_and_each_has_its_turn(
     monkeypatch.undo()
     with running:  # which closes what it has opened
         pass
+
+
+@pytest.fixture
+def waiting(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> Pending:
+    """What the answer to "wait" waits for; "finish" finishes it, in the loop's thread."""
+    pending = Pending()
+
+    def wait(_request: object, _caller: object) -> Iterator[dict[str, Any] | Pending]:
+        yield pending
+        yield {"end": True, "waited": pending.done}
+
+    def finish(_request: object, _caller: object) -> Iterator[dict[str, Any]]:
+        pending.finish()
+        yield {"end": True}
+
+    monkeypatch.setitem(server.control._requests, "wait", wait)
+    monkeypatch.setitem(server.control._requests, "finish", finish)
+    return pending
+
+
+def test_an_answer_that_waits_for_a_thread_costs_the_loop_nothing(
+    server: Controlled, waiting: Pending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, plain = [], control._Client.step
+
+    def count(client: control._Client, *more: Any) -> bool:
+        steps.append(client)
+        return plain(client, *more)
+
+    monkeypatch.setattr(control._Client, "step", count)
+    with server.open() as client, server.open() as other:
+        client.sendall(b'{"do":"wait"}\n{"do":"status"}\n')
+        until("the first is asked", lambda: steps)
+        for _ in range(20):
+            exchange(other, b'{"do":"status"}\n')
+        assert steps.count(steps[0]) == 1
+        assert not waiting.done
+        exchange(other, b'{"do":"finish"}\n')
+        with client.makefile("rb") as stream:
+            assert json.loads(stream.readline()) == {"end": True, "waited": True}
+            assert json.loads(stream.readline())["pid"] == os.getpid()
+    assert server.ask("wait") == [{"end": True, "waited": True}]  # for what is done already
+
+
+@pytest.mark.usefixtures("waiting")
+def test_who_was_dropped_while_his_answer_waited_is_not_gone_on_with(server: Controlled) -> None:
+    with server.open() as client, ExitStack() as others:
+        client.sendall(b'{"do":"wait"}\n')
+        for _ in range(MAX_CLIENTS):
+            other = others.enter_context(server.open())
+            exchange(other, b'{"do":"status"}\n')
+        assert client.recv(10) == b""
+        assert exchange(other, b'{"do":"finish"}\n') == [{"end": True}]
 
 
 def test_a_failure_of_our_own_ends_that_client_alone(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,12 +208,13 @@ class Client(Connection, _All):
             raise result
         return result
 
-    def pack(self, asked: Iterable[tuple[str, m.Arguments]]) -> list[Any]:
+    def pack(self, asked: Iterable[tuple[str, m.Arguments]], results: list[Any] | None = None) -> list[Any]:
         """Ask for many operations in as few messages as hold them: each one's result or RequestFailed, in order.
 
-        Each is for itself, and they take effect in their order.  Raises ConnectionLost, ProtocolError.
+        Each is for itself, and they take effect in their order.  Raises ConnectionLost, ProtocolError; a list given as
+        `results`, to which they are added as they come, then has those of before.
         """
-        return self.exchange([_call(operation, arguments) for operation, arguments in asked])
+        return self.exchange([_call(operation, arguments) for operation, arguments in asked], results)
 
     def packing(self) -> "Packing":
         """A `with` block whose operations are sent together at its end, as `pack` sends them."""

@@ -337,13 +337,13 @@ class Connection:
             raise result
         return result
 
-    def exchange(self, calls: Sequence[Call]) -> "list[Any | RequestFailed]":
+    def exchange(self, calls: Sequence[Call], results: "list[Any | RequestFailed] | None" = None) -> list[Any]:
         """Ask for several operations in as few messages as hold them; each one's result or error, in their order.
 
         A message is sent when the one before is answered; each has the whole time-out.  Raises ConnectionLost and
-        ProtocolError: what was asked may then have been done or not.
+        ProtocolError: then a list given as `results` has what was answered, and the rest may have been done or not.
         """
-        results: list[Any] = []
+        results = [] if results is None else results
         for some in self._together(calls):
             try:
                 message = self._message(some)
@@ -352,7 +352,8 @@ class Connection:
                 continue
             with self._operation() as (session, deadline):
                 session.ask(message, deadline)
-                results += [session.take(number, call, deadline) for number, call in message.calls.items()]
+                for number, call in message.calls.items():
+                    results.append(session.take(number, call, deadline))  # kept where the next one fails
         return results
 
     def begin(self, call: Call) -> "Asked":

@@ -35,6 +35,7 @@ from tt.catalog.service import Service
 from tt.dispatch import OperationError
 from tt.guard import Guard
 from tt.kernel_gate import packed
+from tt.pending import Pending
 
 # What the service group may ask for: all of an operator's day.  Not an account of the catalogue: who may give one out
 # can make himself its administrator, and that is for root to allow.  A new request is not theirs until it is here.
@@ -50,7 +51,7 @@ PAUSE = 0.0001  # s between pieces: longer than what a turn takes from one clien
 LONGEST = 30 * 86400  # s
 NS = 1_000_000_000
 
-Answer = Iterator[dict[str, Any]]
+Answer = Iterator[dict[str, Any] | Pending]  # a Pending: it goes on when that is done
 PIECE_ENDS: dict[str, Any] = {}  # in an answer: here the loop goes on with the others
 _encode = msgspec.json.Encoder().encode
 _libc = ctypes.CDLL(None)
@@ -176,11 +177,20 @@ class Control:
         except BaseException:
             self._drop(client)
             raise
-        if open_still:
+        if open_still and client.waits_for is not None:
+            # Not watched meanwhile: it is ready for writing all the time, and the loop would never sleep.
+            self._server.unwatch(client.connection.fileno())
+            client.waits_for.when_done(lambda: self._go_on(client))
+        elif open_still:
             self._watch(client)
         else:
             self._drop(client)
         self._next_piece = time.monotonic() + PAUSE
+
+    def _go_on(self, client: "_Client") -> None:
+        client.waits_for = None
+        if client in self._clients.values():  # not dropped meanwhile
+            self._watch(client)
 
     def _watch(self, client: "_Client") -> None:
         self._server.watch(
@@ -198,7 +208,7 @@ class Control:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def _answer(self, line: bytes, caller: Caller) -> Generator[dict[str, Any]]:
+    def _answer(self, line: bytes, caller: Caller) -> Generator[dict[str, Any] | Pending]:
         try:
             request = _decode(line)
             do = str(request.get("do"))
@@ -304,8 +314,7 @@ class Control:
             account = _text(request, "user")
             later = self._catalog.reset(account)
             _say(caller, "user.reset", account=account)
-            while not later.pending.done:
-                yield PIECE_ENDS
+            yield later.pending
             made: Any = later.result()
         except OperationError as error:
             raise RequestError(str(error)) from error
@@ -344,7 +353,8 @@ class _Client:
         self.caller = caller
         self._in = b""
         self._out = b""
-        self._answer: Generator[dict[str, Any]] | None = None
+        self._answer: Generator[dict[str, Any] | Pending] | None = None
+        self.waits_for: Pending | None = None  # for the rest of the answer
         self._last = False  # after this answer the connection ends
 
     @property
@@ -358,7 +368,7 @@ class _Client:
             self._answer.close()
         self.connection.close()
 
-    def step(self, answer: Callable[[bytes, Caller], Generator[dict[str, Any]]], readable: bool) -> bool:
+    def step(self, answer: Callable[[bytes, Caller], Generator[dict[str, Any] | Pending]], readable: bool) -> bool:
         """What the socket did not take, else the next piece, else the next line; False: the connection is over."""
         if not self.busy and readable and not self._read():
             return False
@@ -391,6 +401,9 @@ class _Client:
     def _make_piece(self, answer: Answer) -> None:
         lines: list[bytes] = []
         for item in answer:
+            if isinstance(item, Pending):
+                self.waits_for = item
+                break
             if item is PIECE_ENDS:
                 break
             lines.append(_encode(item))

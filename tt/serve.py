@@ -9,7 +9,6 @@ It must not know what a frame holds (dispatch.py) nor which bytes are a verdict 
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import resource
@@ -23,11 +22,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tt import __version__, config, keys, known_servers, log, privileges, sources
+from tt import __version__, config, data_lock, keys, known_servers, log, privileges, sources
 from tt._core import REASON_CODES, Server, TimeoutTable
 from tt.catalog.service import Service
 from tt.catalog.store import StoreError
 from tt.control import Control, ControlError, find_group, open_socket
+from tt.data_lock import DataInUseError
 from tt.dispatch import Dispatcher
 from tt.guard import Guard
 from tt.kernel_gate import GateError, KernelGate
@@ -62,7 +62,9 @@ def main(settings: config.Config) -> int:
     try:
         with ExitStack() as ends:
             return 0 if _serve(settings, ends) else 1
-    except (StartError, keys.KeyFileError, GateError, ControlError, PrivilegesError, StoreError) as error:
+    except (
+        StartError, DataInUseError, keys.KeyFileError, GateError, ControlError, PrivilegesError, StoreError
+    ) as error:  # fmt: skip
         # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
         os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
@@ -88,7 +90,7 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     privileges.hand_over(data, user)
     with privileges.acting_as(_member(user, group)):
         _check_writable(data)
-        ends.callback(os.close, _lock(data))
+        ends.callback(os.close, data_lock.take(data))
         key, created = keys.create_or_load(data)
         door = open_socket(data / config.CONTROL_SOCKET, group)
         ends.callback(door.close)
@@ -250,24 +252,6 @@ def _warn_of_no_reload(settings: config.Config) -> None:
     if path is not None and not os.access(path, os.R_OK):
         remedy = "let the user of --user read it, and enter its folder"
         log.event(logging.WARNING, "a SIGHUP cannot read the configuration again", file=str(path), remedy=remedy)
-
-
-def _lock(data: Path) -> int:
-    """The lock of the data directory, a descriptor, as long as that is open (flock(2)).
-
-    Two servers would overwrite each other's saved time-outs.  Where the file system has no locks there is none.
-    """
-    descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StartError(
-            f"data directory {data}: another server uses it: stop that one, or name another with --data"
-        ) from None
-    except OSError:
-        pass
-    return descriptor
 
 
 def _places(configured: int) -> int:

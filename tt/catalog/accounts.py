@@ -160,6 +160,8 @@ class Accounts:
         stored = user.password if user is not None and may_enter(user, session.address) else ""
         job = self._passwords.check(asked.password, stored, session.source, first=self._budget.vouched(session.source))
         yield from self._prove(session, asked.user, asked.password, user, job)
+        if session.closing:  # its end may have been told already: a session that is added now would never be removed
+            raise OperationError("conflict", "the connection has ended")
         assert user is not None  # noqa: S101 - nobody's password is right
         session.account = Account(user.name)
         session.log_in()
@@ -194,7 +196,7 @@ class Accounts:
                 return
             right = job.right
             if right:
-                self._budget.succeeded(source)
+                self._budget.succeeded(source, name)
                 return
             delay = self._budget.failed(source, name, password)
             log.event(logging.INFO, "login failed", user=name if user is not None else None, source=session.address)
@@ -257,13 +259,14 @@ class Accounts:
     # Sessions
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _list_sessions(self, _session: Session, _: Arguments) -> Steps:
+    def _list_sessions(self, session: Session, _: Arguments) -> Steps:
         entries: list[SessionRecord] = []
-        for number, (identity, session, since) in enumerate(self._sessions, 1):
-            user, interface = session.account.name, session.hello.name
-            entries.append(SessionRecord(identity, user, session.address, interface, since, session.requests))
+        for number, (identity, each, since) in enumerate(self._sessions, 1):
+            user, interface = each.account.name, each.hello.name
+            entries.append(SessionRecord(identity, user, each.address, interface, since, each.requests))
             if number % SLICE == 0:
                 yield None
+                self._permit(session, "session.list")
         return SessionList(entries)
 
     def _disconnect(self, _session: Session, asked: Disconnect) -> None:

@@ -2,23 +2,34 @@
 
 `verify` proves that the rows of history are those that were written, in their order and without a gap; with an anchor,
 which was noted elsewhere, also that nobody made the chain anew up to there.  Then, that the history leads to the
-records as they stand: the changes that it tells of, added up, are what is there.
+records as they stand: the changes that it tells of, added up, are what is there.  Before all, that the tables, indexes
+and triggers are those that tt makes.
 Rules: both only read the catalogue, in one snapshot, beside a running server, in a process of their own (they take
 long).  Must not know how a change is made.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from tt.catalog.schema import MIGRATIONS, SECRET, TABLES, StoreError, check_version, connect, explain
+from tt.catalog.schema import (
+    MIGRATIONS,
+    SECRET,
+    TABLES,
+    StoreError,
+    check_version,
+    connect,
+    explain,
+    fingerprint,
+    foreign_object,
+)
 
 START = bytes(32)  # what the first row is chained to
 HEAD = "SELECT sequence, hash FROM history ORDER BY sequence DESC LIMIT 1"
@@ -30,7 +41,8 @@ _MISLAID = (
 _BUCKETS = 1 << 16
 _FOLLOWED = 1000  # of the buckets that are wrong, so that a file altered throughout does not fill the memory
 _pack = msgspec.msgpack.Encoder().encode
-_Value = str | int | bool | None
+_Integer = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # as SQLite's
+_Value = str | _Integer | bool | None
 _unpack_changes = msgspec.json.Decoder(dict[str, tuple[_Value, _Value]]).decode
 
 
@@ -67,7 +79,10 @@ def parse_head(text: str) -> Head:
     sequence, _, digest = text.strip().partition(":")
     if not (sequence.isascii() and sequence.isdigit() and len(digest) == 2 * len(START)):
         raise ValueError("must be written SEQUENCE:HASH, as tt verify --head prints it")
-    return Head(int(sequence), bytes.fromhex(digest))
+    head = Head(int(sequence), bytes.fromhex(digest))
+    if head.sequence == 0 and head.hash != START:
+        raise ValueError(f"is no head: there is no row 0, and before the first row it is {Head(0, START)}")
+    return head
 
 
 def read_head(connection: sqlite3.Connection) -> Head:
@@ -95,14 +110,18 @@ def verify(path: Path, anchor: tuple[int, bytes] | None = None) -> Report:
 
 
 def _verify(connection: sqlite3.Connection, anchor: tuple[int, bytes] | None) -> Report:
-    sums = [0] * _BUCKETS
     head = Head(0, START)
+    foreign = foreign_object(connection)
+    if foreign:
+        return Report(head, 0, 0, foreign)  # what stands in such tables, or was written past a trigger, proves nothing
+    sums = [0] * _BUCKETS
+    weigh = _scale()
     for row in connection.execute("SELECT * FROM history ORDER BY sequence"):
         problem = _misfit(head, row, anchor)
         if problem:
             return Report(head, 0, min(row[0], head.sequence + 1), problem)
         head = Head(row[0], row[-1])
-        for weight in _weights(*_told(row)):
+        for weight in _weights(weigh, *_told(row)):
             sums[_bucket(row[6], row[7])] += weight
     if anchor is not None and anchor[0] > head.sequence:
         return Report(
@@ -111,7 +130,7 @@ def _verify(connection: sqlite3.Connection, anchor: tuple[int, bytes] | None) ->
     records = 0
     for kind, name, fields in _records(connection):
         records += 1
-        for weight in _weights(kind, name, fields):
+        for weight in _weights(weigh, kind, name, fields):
             sums[_bucket(kind, name)] -= weight
     wrong = frozenset(islice((bucket for bucket, total in enumerate(sums) if total), _FOLLOWED))
     if wrong:
@@ -136,9 +155,21 @@ def _misfit(head: Head, row: tuple[Any, ...], anchor: tuple[int, bytes] | None) 
 
 
 # A record is a set of (kind, name, field, value), empty values left out.  Each has a weight, a number that nobody can
-# foresee (Python's hashes of texts have a secret of each process); a row of history takes those of the old values away
-# and adds those of the new.  What is left must be the weights of the records.  So no record is kept in memory, only a
-# sum for each of a number of buckets of names; where it is not 0, the records of the bucket are followed in full.
+# foresee; a row of history takes those of the old values away and adds those of the new.  What is left must be the
+# weights of the records.  So no record is kept in memory, only a sum for each of a number of buckets of names; where it
+# is not 0, the records of the bucket are followed in full.
+
+
+def _scale() -> Callable[[tuple[str, str, str, Any]], int]:
+    """What weighs, with a key of its own.  Not Python's hash: that of n is also that of n + 2^61 - 1."""
+    keyed = blake2b(key=os.urandom(32), digest_size=16)
+
+    def weigh(part: tuple[str, str, str, Any]) -> int:
+        digest = keyed.copy()
+        digest.update(_pack(part))
+        return int.from_bytes(digest.digest(), "little")
+
+    return weigh
 
 
 def _bucket(kind: str, name: str) -> int:
@@ -152,26 +183,30 @@ def _told(row: tuple[Any, ...]) -> tuple[str, str, list[tuple[str, Any, Any]]]:
         changes = _unpack_changes(row[9])
     except msgspec.DecodeError:
         changes = {"changes": (None, "unreadable")}  # no record has such a field, so the comparison finds it
-    fields = [(field, old, new) for field, (old, new) in changes.items() if field != SECRET]
+    fields: list[tuple[str, Any, Any]] = [(field, old, new) for field, (old, new) in changes.items()]
     fields.append(("last", row[10], row[0]))
     return row[6], row[7], fields
 
 
-def _weights(kind: str, name: str, fields: Iterable[tuple[str, Any, Any]]) -> Iterator[int]:
+def _weights(
+    weigh: Callable[[tuple[str, str, str, Any]], int], kind: str, name: str, fields: Iterable[tuple[str, Any, Any]]
+) -> Iterator[int]:
     for field, old, new in fields:
         if old:
-            yield -hash((kind, name, field, old))
+            yield -weigh((kind, name, field, 1 if old is True else old))  # as it stands in the record's row
         if new:
-            yield hash((kind, name, field, new))
+            yield weigh((kind, name, field, 1 if new is True else new))
 
 
 def _records(connection: sqlite3.Connection) -> Iterator[tuple[str, str, list[tuple[str, Any, Any]]]]:
     """All records, and the ends of those that were deleted, as if each had been made by one row of history."""
     for table in TABLES.values():
-        fields = (*(field for field in table.fields if field != SECRET), "last")
+        fields = (*table.fields, "last")
         columns = f"SELECT name, {', '.join(fields)} FROM {table.name}"  # noqa: S608 - names of ours alone
         for name, *values in connection.execute(columns):
-            yield table.name, name, [(field, None, value) for field, value in zip(fields, values, strict=True)]
+            pairs = zip(fields, values, strict=True)
+            shown = [(field, None, fingerprint(value) if field == SECRET else value) for field, value in pairs]
+            yield table.name, name, shown
     for kind, name, last in connection.execute("SELECT kind, name, last FROM deleted"):
         yield kind, name, [("last", None, last)]
 

@@ -3,7 +3,8 @@
 A failed login counts for its source and for the name as sent.  The more of them, the longer the answer is held back:
 0.25 s, 0.5 s, ... up to a limit; a right password is never held back, so that nobody can lock another out.  Failed
 pairs of name and password are told apart, and only different ones lead to a time-out: a script with an old password is
-no attack.  A source with a good login within a day is vouched for: failures elsewhere of the same name leave it alone.
+no attack.  A good login ends its source's failures of its own name, not of others: who has an account guesses no more
+freely than who has none.  For a day after it, failures elsewhere of that name do not delay answers to that source.
 Rules: every table is bounded, and who failed longest ago gives way; names and passwords are kept as keyed digests.
 Must not know users, sessions, or how a password is checked.
 """
@@ -12,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from tt.config import DAY
 
@@ -57,14 +58,26 @@ class _Recent(Generic[V]):
         self._entries.pop(key, None)
 
 
+class _Pair(NamedTuple):
+    """A name and a password that failed."""
+
+    name: bytes
+    last: float  # when
+    count: int  # how often
+
+
 class _Failures:
     """Of one source."""
 
-    __slots__ = ("count", "pairs")
+    __slots__ = ("pairs", "rest")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.pairs: dict[bytes, float] = {}  # when each failed last
+        self.pairs: dict[bytes, _Pair] = {}
+        self.rest = 0  # failures of the pairs that led to a time-out
+
+    @property
+    def count(self) -> int:
+        return self.rest + sum(pair.count for pair in self.pairs.values())
 
 
 class LoginBudget:
@@ -76,11 +89,18 @@ class LoginBudget:
         self._key = os.urandom(32)
         self._sources: _Recent[_Failures] = _Recent()
         self._names: _Recent[int] = _Recent()
-        self._vouched: _Recent[bool] = _Recent()
+        self._vouched: _Recent[bool] = _Recent()  # sources
+        self._owners: _Recent[bool] = _Recent()  # pairs of source and name
 
-    def succeeded(self, source: str) -> None:
-        self._sources.remove(source)
-        self._vouched.put(source, self._clock(), value=True)
+    def succeeded(self, source: str, name: str) -> None:
+        now, key = self._clock(), self._digest(name)
+        failures = self._sources.get(source, now - self.settings.login_window)
+        if failures is not None:
+            failures.pairs = {digest: pair for digest, pair in failures.pairs.items() if pair.name != key}
+            if not failures.count:
+                self._sources.remove(source)
+        self._vouched.put(source, now, value=True)
+        self._owners.put(self._digest(source, name), now, value=True)
 
     def vouched(self, source: str) -> bool:
         """Whether it had a good login within a day."""
@@ -90,22 +110,24 @@ class LoginBudget:
         """Counts it; how long its answer is to be held back, s."""
         now, since = self._clock(), self._clock() - self.settings.login_window
         failures = self._sources.get(source, since) or _Failures()
-        failures.count += 1
-        failures.pairs = {pair: last for pair, last in failures.pairs.items() if last > since}
-        failures.pairs[self._digest(name, password)] = now
+        failures.pairs = {digest: pair for digest, pair in failures.pairs.items() if pair.last > since}
+        key, digest = self._digest(name), self._digest(name, password)
+        before = failures.pairs.get(digest)
+        failures.pairs[digest] = _Pair(key, now, before.count + 1 if before is not None else 1)
         self._sources.put(source, now, failures)
-        key = self._digest(name)
         of_name = (self._names.get(key, since) or 0) + 1
         self._names.put(key, now, of_name)
-        worst = failures.count if self.vouched(source) else max(failures.count, of_name)
+        owner = self._owners.get(self._digest(source, name), now - VOUCHED) is not None
+        worst = failures.count if owner else max(failures.count, of_name)
         return min(FIRST_DELAY * 2.0 ** min(worst - 1, 30), self.settings.login_delay)
 
     def used_up(self, source: str) -> bool:
         """Whether so many different pairs failed that its time-out is due; said once, and it begins anew."""
         since = self._clock() - self.settings.login_window
         failures = self._sources.get(source, since)
-        if failures is None or sum(last > since for last in failures.pairs.values()) < self.settings.login_failures:
+        if failures is None or sum(pair.last > since for pair in failures.pairs.values()) < self.settings.login_failures:
             return False
+        failures.rest = failures.count
         failures.pairs.clear()
         return True
 

@@ -98,7 +98,7 @@ class HistoryRow(Result, frozen=True):
     user: str
     interface: str  # what the client calls itself
     source: str  # the peer's address
-    event: str  # one of EVENTS
+    event: str  # one of EVENTS; of a wrong scan with the Repository's id behind it: "wrong_scan_in RACK"
     name: str  # of the record: "US01.LTO.A00001"; of users and access with what it is: "user jsmith"
     place: str  # the Repository's id where a Volume was then; "" for all else
     changes: dict[str, tuple[Any, Any]]  # field -> old, new; old is None for what was added, new for what was deleted
@@ -122,7 +122,8 @@ EVENTS = {
     "cancel": "a move was called off",
     "scan_out": "scanned out for its move",
     "scan_in": "scanned in at its target, or confirmed where it is",
-    "wrong_scan": "scanned where it should not be",
+    "wrong_scan_out": "scanned out where it should not be",
+    "wrong_scan_in": "scanned in where it should not be",
     "reconcile": "a Repository was compared with what was scanned there",
 }
 
@@ -420,11 +421,13 @@ class AccessList(Result, frozen=True):
 
 
 class Statistics(Result, frozen=True):
+    """Of what the user may read; administrators get the counts of all."""
+
     customers: int
     volumes: int
-    moving: int
-    users: int
-    sessions: int
+    moving: int  # 0 for who may not read all
+    users: int  # 0 for who is no administrator
+    sessions: int  # likewise
     sequence: int  # of the newest row of history
     hash: bytes
     commits: int

@@ -2,9 +2,9 @@
 
 A hash is kept as text with its parameters, `$scrypt$ln=14,r=8,p=5$SALT$HASH` in base64, so that a later version can
 ask for more work: who logs in with an older one gets a new one.
-Rules: one thread at nice 10, a bounded queue, one password in work a source.  The thread holds the GIL only to take a
-job and to give it back: the work is `hashlib.scrypt`, which lets go of it; `cryptography` does so in its newer versions
-alone.  Results come through an eventfd, and all but the work belongs to the loop's thread.
+Rules: one thread at nice 10, a bounded queue, of a source a few at most, served by turns among the sources.  The thread
+holds the GIL only to take a job and to give it back: the work is `hashlib.scrypt`, which lets go of it; `cryptography`
+does so in its newer versions alone.  Results come through an eventfd, and all but the work belongs to the loop's thread.
 Must not know who logs in, what he may, or where hashes are kept.
 """
 
@@ -14,7 +14,7 @@ import re
 import secrets
 import unicodedata
 from base64 import b64decode, b64encode
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from contextlib import suppress
 from hmac import compare_digest
 from queue import SimpleQueue
@@ -26,6 +26,7 @@ from tt.pending import Pending
 NICE = 10  # of the thread, added to the process's own
 SALT = 16  # bytes
 SIZE = 32  # bytes of a hash
+SHARE = 8  # passwords of one source, waiting or in work, while the queue is not half full; one when it is
 CUT = 1024  # characters that are looked at: far more than a password may have, and a stranger may send a megabyte
 # What a password given to be used once is made of: 16 of 32 letters that nobody takes for another, 80 bits.
 LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -127,6 +128,40 @@ class Job(Pending):
         self.finish(self._failure)
 
 
+class _Turns:
+    """Jobs that wait: by turns among their sources, of each the oldest first."""
+
+    def __init__(self) -> None:
+        self._sources: OrderedDict[str, deque[Job]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources.values()))
+
+    def add(self, job: Job) -> None:
+        self._sources.setdefault(job.source, deque()).append(job)
+
+    def take(self) -> Job:
+        """The next one; there must be one."""
+        source, jobs = self._sources.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._sources[source] = jobs  # behind all others
+        return job
+
+    def remove(self, job: Job) -> bool:
+        """Whether it was there."""
+        jobs = self._sources.get(job.source, ())
+        if job not in jobs:
+            return False
+        self._sources[job.source].remove(job)
+        if not jobs:
+            del self._sources[job.source]
+        return True
+
+    def clear(self) -> None:
+        self._sources.clear()
+
+
 class Passwords:
     """Checks and hashes passwords.  `descriptor`, an eventfd, is readable when `turn` has something to do."""
 
@@ -135,10 +170,11 @@ class Passwords:
         self._most = queue
         self._cost = cost
         self._dummy = cost, os.urandom(SALT), os.urandom(SIZE)
-        self._first: deque[Job] = deque()
-        self._others: deque[Job] = deque()
-        self._sources: set[str] = set()
-        self._orders: SimpleQueue[bool] = SimpleQueue()  # a True for each job that was put into a deque
+        self._first = _Turns()
+        self._others = _Turns()
+        self._sources: Counter[str] = Counter()  # how many wait or are in work
+        self._working: Job | None = None
+        self._orders: SimpleQueue[Job | None] = SimpleQueue()  # one at a time; None: the end
         self._done: deque[Job] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: Thread | None = Thread(target=self._work, name="tt-passwords", daemon=True)
@@ -162,10 +198,8 @@ class Passwords:
 
     def drop(self, job: Job) -> None:
         """Nobody waits for it any more: it leaves the queue and is never done, unless the thread has it already."""
-        for waiting in (self._first, self._others):
-            with suppress(ValueError):
-                waiting.remove(job)  # whole, also beside the thread: it compares nothing but identities
-                self._sources.discard(job.source)
+        if self._first.remove(job) or self._others.remove(job):
+            self._leave(job)
 
     def turn(self) -> None:
         """In the loop's thread, when `descriptor` is readable: finishes what is done."""
@@ -173,7 +207,9 @@ class Passwords:
             os.eventfd_read(self.descriptor)
         while self._done:
             job = self._done.popleft()
-            self._sources.discard(job.source)
+            self._working = None
+            self._leave(job)
+            self._start()  # before the result is looked at, so that the thread has something to do meanwhile
             job.hand_back()
 
     def close(self) -> None:
@@ -182,32 +218,39 @@ class Passwords:
             return
         self._first.clear()
         self._others.clear()
-        self._orders.put(False)
+        self._orders.put(None)
         self._thread.join()
         self._thread = None
         os.close(self.descriptor)
 
     def _submit(self, job: Job, *, first: bool) -> Job:
-        waiting = self._first if first else self._others
-        if len(waiting) >= self._most or job.source in self._sources:
+        own = self._sources[job.source]
+        # Only one of a source comes first: with more it could keep all others waiting for ever.
+        waiting = self._first if first and not own else self._others
+        # Half of the places are for one of each source: a few sources are not to fill them all.
+        if len(waiting) >= self._most or own >= (SHARE if len(waiting) < self._most // 2 else 1):
             raise Busy
         if job.source:
-            self._sources.add(job.source)
-        waiting.append(job)
-        self._orders.put(True)
+            self._sources[job.source] += 1
+        waiting.add(job)
+        self._start()
         return job
+
+    def _leave(self, job: Job) -> None:
+        self._sources[job.source] -= 1
+        if self._sources[job.source] <= 0:
+            del self._sources[job.source]
+
+    def _start(self) -> None:
+        """Give the thread the next one, if it has none."""
+        waiting = self._first or self._others
+        if self._working is None and waiting:
+            self._working = waiting.take()
+            self._orders.put(self._working)
 
     def _work(self) -> None:
         os.nice(NICE)  # of this thread alone: Linux keeps it by the thread (nice(2))
-        while self._orders.get():
-            job = self._next()
-            if job is not None:
-                job.work(self._cost, self._dummy)
-                self._done.append(job)
-                os.eventfd_write(self.descriptor, 1)
-
-    def _next(self) -> Job | None:
-        for waiting in (self._first, self._others):
-            with suppress(IndexError):
-                return waiting.popleft()
-        return None  # it was dropped
+        while (job := self._orders.get()) is not None:
+            job.work(self._cost, self._dummy)
+            self._done.append(job)
+            os.eventfd_write(self.descriptor, 1)

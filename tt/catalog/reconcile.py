@@ -9,6 +9,10 @@ Must not know how requests arrive.
 
 from collections.abc import Generator
 from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated
+
+import msgspec
 
 from tt.catalog.messages import (
     MAX_SCANNED,
@@ -17,7 +21,6 @@ from tt.catalog.messages import (
     Certificates,
     OneCertificate,
     OneRepository,
-    Reconcile,
     Reconciled,
 )
 from tt.catalog.model import Certificate, Invalid, Repository, check_name, own_id, parent
@@ -28,14 +31,22 @@ from tt.pending import Pending
 
 SLICE = 2000  # scanned names that are looked at before others are served
 _TIME = "%Y%m%dT%H%M%S.%fZ"  # in the name of a Certificate
+_decode = msgspec.msgpack.Decoder(Annotated[list[str], msgspec.Meta(max_length=MAX_SCANNED)]).decode
 
 
-def reconcile(at: Editor, asked: Reconcile) -> Generator[Pending | None, None, object]:
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """messages.Reconcile, with the names as they came: to make texts of them takes the right."""
+
+    repository: str
+    volumes: msgspec.Raw
+
+
+def reconcile(at: Editor, asked: Asked) -> Generator[Pending | None, None, object]:
     here = at.record(Repository, asked.repository)
     scanned = yield from _ids(asked.volumes, parent(here.name))
     expected = yield from _expected(at, here)
-    surplus = [each for each in scanned if each not in expected]
-    deficit = [each for each in expected if each not in scanned]
+    surplus = yield from _without(scanned, expected)
+    deficit = yield from _without(expected, scanned)
     yield from at.idle()
     with at.writing() as writer:
         writer.permit("repository", here.name)
@@ -57,10 +68,13 @@ def list_certificates(at: Reader, asked: OneRepository) -> Certificates:
     return Certificates([_shown(certificate, [], []) for certificate in at.store.certificates(here.name, PAGE)])
 
 
-def _ids(names: list[str], media: str) -> Generator[None, None, dict[str, None]]:
+def _ids(volumes: msgspec.Raw, media: str) -> Generator[None, None, dict[str, None]]:
     """The ids in the order of the scans, each once.  Raises Invalid: too many, or no Volume of the Media type."""
-    if len(names) > MAX_SCANNED:
-        raise Invalid(f"volumes: must be at most {MAX_SCANNED}, not {len(names)}")
+    try:
+        names = _decode(volumes)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"volumes: must be at most {MAX_SCANNED} texts: {error}") from error
+    yield
     found: dict[str, None] = {}
     for start in range(0, len(names), SLICE):
         for name in names[start : start + SLICE]:
@@ -83,6 +97,16 @@ def _expected(at: Reader, here: Repository) -> Generator[None, None, dict[str, N
         yield
     if position or len(found) > MAX_SCANNED:
         raise OperationError("conflict", f"{here.name} has more than {MAX_SCANNED} Volumes: too many to reconcile")
+    return found
+
+
+def _without(names: dict[str, None], others: dict[str, None]) -> Generator[None, None, list[str]]:
+    """Those of the names that are not among the others, in their order."""
+    found: list[str] = []
+    rest = iter(names)
+    for _ in range(0, len(names), SLICE):
+        found += [each for each in islice(rest, SLICE) if each not in others]
+        yield
     return found
 
 

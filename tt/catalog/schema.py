@@ -13,7 +13,8 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,13 +73,14 @@ def _table(kind: type) -> Table:
 TABLES: dict[type, Table] = {
     kind: _table(kind) for kind in (Customer, Media, Repository, Volume, User, Access, Certificate)
 }
-SECRET = "password"  # noqa: S105 - the field whose values never stand in the history
+SECRET = "password"  # noqa: S105 - the field of which only fingerprints stand in the history
 
 
 def changed(table: Table, old: Record | None, new: Record | None) -> dict[str, tuple[Any, Any]]:
     """What the history says of a change: field -> old and new.
 
-    Of a record that is added or deleted, None stands for what was or will not be, and empty fields are left out.
+    Of a record that is added or deleted, None stands for what was or will not be, and empty fields are left out.  For
+    a password stands its fingerprint.
     """
     changes: dict[str, tuple[Any, Any]]
     if old is None or new is None:
@@ -89,8 +91,16 @@ def changed(table: Table, old: Record | None, new: Record | None) -> dict[str, t
         changes = {field: (was, now) for field, was, now in pairs if was != now}
     if SECRET in changes:
         was, now = changes[SECRET]
-        changes[SECRET] = (was and "", now and "")
+        changes[SECRET] = (was and fingerprint(was), now and fingerprint(now))
     return changes
+
+
+def fingerprint(password: str) -> str:
+    """What the history shows of a password, which is an Argon2 hash with its salt: the first 16 hex digits of SHA-256.
+
+    A hash that was put in another's place no longer fits; without the salt nobody can try passwords on it.
+    """
+    return sha256(password.encode()).hexdigest()[:16] if password else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,6 +192,25 @@ def check_version(connection: sqlite3.Connection, path: Path, *, newest: int = l
     if version > newest:
         raise StoreError(f"{path}: its version is {version}, this tt reads up to {newest}: use a newer tt")
     return int(version)
+
+
+def foreign_object(connection: sqlite3.Connection) -> str:
+    """A table, index or trigger of the file that is not as MIGRATIONS make it, in one line; "": there is none."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        for statements in MIGRATIONS:
+            for statement in statements:
+                made.execute(statement)
+        ours = {row[:2]: row for row in made.execute(query)}
+    theirs = {row[:2]: row for row in connection.execute(query)}
+    for kind, name in sorted(ours.keys() | theirs.keys()):
+        if (kind, name) not in theirs:
+            return f"{kind} {name} was removed from the catalogue"
+        if (kind, name) not in ours:
+            return f"{kind} {name} was added to the catalogue: it is none of tt's"
+        if ours[kind, name] != theirs[kind, name]:
+            return f"{kind} {name} of the catalogue was altered: it is not as tt makes it"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ _WALK = (
     "WITH RECURSIVE walk AS (SELECT * FROM history WHERE sequence = ?"
     " UNION ALL SELECT history.* FROM walk JOIN history ON history.sequence = walk.previous) SELECT * FROM walk LIMIT ?"
 )
+# A COMMIT that failed so has not written its last frame, without which the others count for nothing.
+_NOT_IN_LOG = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 _COUNT = "SELECT media, count(*) FROM volume GROUP BY media"
 _COUNT_MOVING = "SELECT count(*) FROM volume INDEXED BY volume_moving WHERE target <> ''"
 _DELETED = "SELECT last FROM deleted WHERE kind = ? AND name = ?"
@@ -112,6 +114,7 @@ class Store:
         self._committing: _Group | None = None
         self._lost: list[tuple[Pending, StoreError]] = []  # of groups that ended before their COMMIT
         self._changing = False
+        self._failed = False  # set by the commit thread; from then on there are no changes
         self._orders: SimpleQueue[_Group | None] = SimpleQueue()
         with ExitStack() as undo:
             self._writer = open_to_write(path)
@@ -277,6 +280,9 @@ class Store:
             raise RuntimeError("a change was begun during a COMMIT or within another change")
         if self._thread is None:
             raise StoreError("the catalogue is closed: the server is ending")
+        if self._failed:
+            known = "it is not known whether the last changes are kept"
+            raise StoreError(f"the disk of the catalogue failed, and {known}: restart the server")
         return Change(self, author)
 
     def _begin(self) -> _Group:
@@ -350,18 +356,27 @@ class Store:
             try:
                 self._cursor.execute("COMMIT")
             except (sqlite3.Error, MemoryError) as error:
-                group.error = StoreError(explain(error))
-                self._roll_back()
+                group.error = self._roll_back(error)
             group.over = True
             os.eventfd_write(self.descriptor, 1)
 
-    def _roll_back(self) -> None:
-        """After a COMMIT that failed.  Frames of it may stand whole in the log, where fsync alone failed: were the
-        process killed now, they would be taken for committed.  So the log is emptied."""
+    def _roll_back(self, error: sqlite3.Error | MemoryError) -> StoreError:
+        """After a COMMIT that failed: what its group is told.
+
+        Frames of it may stand whole in the log, where fsync alone failed: were the process killed now, they would be
+        taken for committed.  So the log is emptied.  Where that fails too, nobody knows what the disk has, and what
+        was written behind those frames could go with them: there are no more changes until the log is read anew.
+        """
+        emptied = False
         with suppress(sqlite3.Error, MemoryError):
             if self._writer.in_transaction:
                 self._cursor.execute("ROLLBACK")
-            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            ((busy, _, _),) = self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            emptied = not busy  # a reader beside us, such as tt verify, also keeps the log
+        if emptied or getattr(error, "sqlite_errorname", "") in _NOT_IN_LOG:
+            return StoreError(explain(error))
+        self._failed = True
+        return StoreError(f"the change may or may not have happened: {explain(error)}; restart the server")
 
 
 class Change:

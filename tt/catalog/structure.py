@@ -39,7 +39,7 @@ from tt.catalog.model import (
     own_id,
     parent,
 )
-from tt.catalog.rights import KINDS, TITLES, R, Reader, Writer, missing
+from tt.catalog.rights import KINDS, TITLES, Account, R, Reader, Writer, missing
 from tt.dispatch import OperationError
 
 MAX_CUSTOMERS = 10_000
@@ -149,13 +149,13 @@ def list_customers(at: Reader, _: Arguments) -> Generator[None, None, Customers]
 
 def list_media(at: Reader, asked: Scope) -> Generator[None, None, MediaTypes]:
     found = yield from _listed(
-        at, Media, _prefix(at, asked.scope, 1), lambda each: MediaRecord(each.name, each.description, each.max_volumes)
+        at, Media, asked.scope, lambda each: MediaRecord(each.name, each.description, each.max_volumes)
     )
     return MediaTypes(found)
 
 
 def list_repositories(at: Reader, asked: Scope) -> Generator[None, None, Repositories]:
-    found = yield from _listed(at, Repository, _prefix(at, asked.scope, 2), _shown_repository)
+    found = yield from _listed(at, Repository, asked.scope, _shown_repository)
     return Repositories(found)
 
 
@@ -168,22 +168,38 @@ def scope_of(at: Reader, scope: str) -> Customer | Media:
     return at.record(Media, scope) if "." in scope else at.record(Customer, scope)
 
 
-def _prefix(at: Reader, scope: str, most: int) -> str:
-    """What begins the names within a scope of at most so many parts; the scope is there, and the user may read it."""
+def _prefix(at: Reader, kind: type, scope: str) -> str:
+    """What begins the names of this kind within a scope, which is there, and which the user may read."""
     if not scope:
         return ""
-    if most == 1:
-        return f"{at.record(Customer, scope).name}."
-    return f"{scope_of(at, scope).name}."
+    return f"{(at.record(Customer, scope) if kind is Media else scope_of(at, scope)).name}."
 
 
-def _listed(at: Reader, kind: type[R], prefix: str, shown: Callable[[R], T]) -> Generator[None, None, list[T]]:
-    """What the user may read of it; an administrator also reads the names of Customers."""
-    found: list[T] = []
+def _listed(at: Reader, kind: type[R], scope: str, shown: Callable[[R], T]) -> Generator[None, None, list[T]]:
+    """What the user may read of it, shown."""
+    while True:
+        found = yield from readable(at, kind, _prefix(at, kind, scope))
+        if found is not None:
+            return [shown(record) for record in found]
+
+
+def readable(at: Reader, kind: type[R], prefix: str) -> Generator[None, None, list[R] | None]:
+    """What the user may read of it; an administrator also reads the names of Customers.
+
+    None where his rights have changed under way: what was found may not be his to see.
+    """
+    rights = rights_of(at.account)
+    found: list[R] = []
     for number, record in enumerate(at.store.all(kind, prefix)):
         if number % SLICE == SLICE - 1:
             yield
-            at.rights.current(at.account)
+            if rights_of(at.rights.current(at.account)) != rights:
+                return None
         if f"{record.name}.".startswith(at.account.prefixes) or (kind is Customer and at.account.administrator):
-            found.append(shown(record))
+            found.append(record)
     return found
+
+
+def rights_of(account: Account) -> tuple[dict[str, int], bool]:
+    """What a list goes by.  That another user's rights change is no reason to begin it anew."""
+    return account.patterns, account.administrator

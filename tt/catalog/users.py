@@ -1,7 +1,7 @@
 """Users and their access entries: added, listed, changed, given a password to be used once; never deleted.
 
 Rules: only administrators come here, and tapemaster is changed by tapemaster alone.  A hash is there before the change
-that keeps it begins, and what was true before is asked again then.
+that keeps it begins, and what was true before is asked again then; the right, also between the slices of a list.
 Must not know who logs in, or how a password is hashed.
 """
 
@@ -68,13 +68,14 @@ class Users:
         self._sessions.when_stored(change)
         return acknowledged((change.pending,), NewPassword(once, *row))
 
-    def list(self, _session: Session, _: Arguments) -> Steps:
+    def list(self, session: Session, _: Arguments) -> Steps:
         entries: list[UserRecord] = []
         for number, user in enumerate(self._store.all(User), 1):
             flags = user.administrator, user.disabled, user.must_change
             entries.append(UserRecord(user.name, user.description, *flags, user.networks))
             if number % SLICE == 0:
                 yield None
+                self._permit(session, "user.list")
         return UserList(entries)
 
     def change(self, session: Session, asked: ChangeUser) -> object:
@@ -128,7 +129,7 @@ class Users:
         self._sessions.when_stored(change)
         return acknowledged((change.pending,), Written(*row))
 
-    def list_access(self, _session: Session, asked: ListAccess) -> Steps:
+    def list_access(self, session: Session, asked: ListAccess) -> Steps:
         if asked.user:
             find(self._store, asked.user)
         entries: list[AccessRecord] = []
@@ -136,6 +137,7 @@ class Users:
             entries.append(shown(entry))
             if number % SLICE == 0:
                 yield None
+                self._permit(session, "access.list")
         return AccessList(entries)
 
 

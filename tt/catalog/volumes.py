@@ -2,8 +2,8 @@
 
 Rules: what becomes of a Volume is said by the functions of the first section, which know nothing but the record.
 Below them is one short function an operation; it gets its records from a Reader or a Writer, which ask the right.
-Lists are generators: they give None after each slice, look at a bounded number of records a page, and end the page
-where the user's rights change meanwhile.
+Lists are generators: they give None after each slice, look at a bounded number of records a page, and begin the page
+anew where the user's rights change meanwhile.
 Must not know how requests arrive, nor how records are stored.
 """
 
@@ -59,8 +59,9 @@ from tt.catalog.model import (
     shown_flags,
     with_flags,
 )
-from tt.catalog.rights import Editor, Reader, Writer, acknowledged, missing
-from tt.catalog.structure import given, place, scope_of
+from tt.catalog.rights import Editor, Reader, Writer, missing
+from tt.catalog.store import StoreError
+from tt.catalog.structure import given, place, rights_of, scope_of
 from tt.dispatch import OperationError
 from tt.pending import Pending
 
@@ -302,10 +303,11 @@ def _scan(at: Writer, asked: Scan, event: str, judged: Judge) -> Scanned:
         return Scanned("unknown", name, f"there is no Volume {own_id(name)} in {media}", 0, b"")
     after, message = judged(at, volume, where)
     if after is None:
-        after, event = misplaced(volume, where), "wrong_scan"
+        # Its field `scanned` may have this value already, and a row tells only of what changed: so the event says where.
+        written = at.put(misplaced(volume, where), f"wrong_{event} {where}")
+        return Scanned("wrong", name, message, written.sequence, written.hash)
     written = at.put(after, event)
-    verdict = "wrong" if event == "wrong_scan" else "ok"
-    return Scanned(verdict, name, message, written.sequence, written.hash)
+    return Scanned("ok", name, message, written.sequence, written.hash)
 
 
 # ---- history --------------------------------------------------------------------------------------------------------
@@ -336,8 +338,16 @@ def history(at: Reader, asked: VolumeHistory) -> Generator[None, None, History]:
 
 
 def list_volumes(at: Reader, asked: ListVolumes) -> Generator[None, None, Volumes]:
-    limit = check_number("limit", asked.limit, 1, PAGE)
+    check_number("limit", asked.limit, 1, PAGE)
     check("after", asked.after)
+    while True:
+        page = yield from _page(at, asked)
+        if page is not None:
+            return page
+
+
+def _page(at: Reader, asked: ListVolumes) -> Generator[None, None, Volumes | None]:
+    """None where the user's rights have changed under way: what was found may not be his to see."""
     for name in (asked.repository, asked.target):
         if name:
             at.record(Repository, name)
@@ -345,18 +355,18 @@ def list_volumes(at: Reader, asked: ListVolumes) -> Generator[None, None, Volume
     spans, fits = _scoped(at, asked.scope or media), _filter(asked)
     index = {"repository": asked.repository, "target": asked.target, "moving": asked.moving or asked.overdue}
     found: list[VolumeRecord] = []
-    version, position = at.rights.version, ""
-    for part in slices(at, spans, asked.after, READ_A_PAGE * limit, **index):
+    rights, position = rights_of(at.account), ""
+    for part in slices(at, spans, asked.after, READ_A_PAGE * asked.limit, **index):
         position = part.next
         for volume in part.volumes:
             record = shown(at, volume)
             if fits(record):
                 found.append(record)
-                if len(found) == limit:
+                if len(found) == asked.limit:
                     return Volumes(found, record.name)
         yield
-        if at.rights.version != version:
-            break
+        if rights_of(at.rights.current(at.account)) != rights:
+            return None
     return Volumes(found, position)
 
 
@@ -370,7 +380,8 @@ class Slice(NamedTuple):
 def slices(at: Reader, spans: Iterable[tuple[str, str]], after: str, most: int, **index: Any) -> Iterator[Slice]:
     """The Volumes of these spans behind a position.
 
-    Looks at `most` records at most.  When rights change meanwhile, the spans may not be the user's any more.
+    Looks at `most` records at most.  When rights change meanwhile, the spans may not be the user's any more, which is
+    for the caller to see.
     """
     spans = [(max(low, after), high) for low, high in spans if after < high]
     for number, (low, high) in enumerate(spans, 1):
@@ -423,34 +434,63 @@ def _filter(asked: ListVolumes) -> Callable[[VolumeRecord], bool]:
 # ---- the moves that are due -----------------------------------------------------------------------------------------
 
 
-def move_pending(at: Editor, asked: MovePending) -> Generator[Pending | None, None, object]:
+def move_pending(at: Editor, asked: MovePending) -> Generator[Pending | None, None, MovedPage]:
     """The table lets every user ask, since the scope may be all; what is moved takes the right to write."""
     at.right = "write"
     check("after", asked.after)
+    found = None
+    while found is None:
+        found = yield from _due(at, asked)
+    due, position = found
+    if asked.dry_run:
+        return MovedPage([_next_leg(at, volume) for volume in due], position, 0, b"")
+    page = MovedPage([], position, 0, b"")
+    for start in range(0, len(due), MOVES_A_SLICE):
+        names = [volume.name for volume in due[start : start + MOVES_A_SLICE]]
+        try:
+            page = yield from _started(at, page, names)
+        except StoreError:
+            if not page.sequence:
+                raise
+            return page  # what was done is told; who goes on behind it is told why the rest fails
+    return replace(page, next=position)
+
+
+def _due(at: Editor, asked: MovePending) -> Generator[None, None, tuple[list[Volume], str] | None]:
+    """The Volumes of a page, and the position behind them; None where the user's rights have changed under way."""
     if asked.scope:
         scope_of(at, asked.scope)
     due: list[Volume] = []
-    version, position = at.rights.version, ""
+    rights, position = rights_of(at.account), ""
     for part in slices(at, _scoped(at, asked.scope), asked.after, READ_A_PAGE * PAGE):
         position = part.next
         due += [volume for volume in part.volumes if is_due(volume, today(at)) and at.may(volume.name)]
         if len(due) >= PAGE:
             break
-        yield None
-        if at.rights.version != version:
-            break
-    if asked.dry_run:
-        return MovedPage([_next_leg(at, volume) for volume in due], position, 0, b"")
+        yield
+        if rights_of(at.rights.current(at.account)) != rights:
+            return None
+    return due, position
+
+
+def _started(at: Editor, page: MovedPage, names: list[str]) -> Generator[Pending | None, None, MovedPage]:
+    """The page with these too.  Raises StoreError: none of these was moved.
+
+    They are on disk before the next ones begin: what fails is then always the last, and a page has no gap.
+    """
     entries: list[Moved] = []
-    done = Written(0, b"")
-    pendings: list[Pending] = []
-    for start in range(0, len(due), MOVES_A_SLICE):
-        yield from at.idle()
-        with at.writing() as writer:
-            for volume in due[start : start + MOVES_A_SLICE]:
-                done = _start(writer, volume.name, entries) or done
-            pendings.append(writer.change.pending)
-    return acknowledged(pendings, MovedPage(entries, position, done.sequence, done.hash))
+    done = Written(page.sequence, page.hash)
+    yield from at.idle()
+    with at.writing() as writer:
+        for name in names:
+            done = _start(writer, name, entries) or done
+    pending = writer.change.pending
+    while not pending.done:
+        yield pending
+    if pending.error is not None:
+        raise pending.error
+    yield None
+    return MovedPage(page.entries + entries, names[-1], done.sequence, done.hash)
 
 
 def _start(at: Writer, name: str, entries: list[Moved]) -> Written | None:

@@ -80,21 +80,32 @@ def change_each(
     args: argparse.Namespace, names: Sequence[str], operation: str, make: Callable[[str], Arguments]
 ) -> int:
     """Make one change for each name, each for itself; what failed is said; returns the exit code."""
+    results: list[Any] = []
     with server_option.connected(args) as client:
-        results = client.pack((operation, make(name)) for name in names)
-    done = [
-        Acknowledged(name, result.sequence, result.hash)
-        for name, result in zip(names, results, strict=True)
-        if not isinstance(result, RequestFailed)
-    ]
-    acknowledge(args, done)
+        try:
+            client.pack(((operation, make(name)) for name in names), results)
+        finally:  # also where the connection broke: what was acknowledged before is done
+            _report(args, names, results)
     failures = [result for result in results if isinstance(result, RequestFailed)]
-    for name, result in zip(names, results, strict=True):
-        if isinstance(result, RequestFailed):
-            output.message(f"{name}: {result}")
     if failures and all(failure.code in output.NOT_ALLOWED for failure in failures):
         return output.DENIED
     return output.FAILED if failures else output.OK
+
+
+def _report(args: argparse.Namespace, names: Sequence[str], results: Sequence[Any]) -> None:
+    """Print the results that came, which are those of the first names."""
+    answered = list(zip(names, results, strict=False))
+    acknowledge(
+        args,
+        [
+            Acknowledged(name, result.sequence, result.hash)
+            for name, result in answered
+            if not isinstance(result, RequestFailed)
+        ],
+    )
+    for name, result in answered:
+        if isinstance(result, RequestFailed):
+            output.message(f"{name}: {result}")
 
 
 def acknowledge(args: argparse.Namespace, done: Iterable[Acknowledged]) -> None:

@@ -24,13 +24,19 @@ BUFFER = 1 << 16  # bytes read at once
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """--data and --control."""
+    which = add_data_option(parser)
+    which.add_argument("--control", type=Path, metavar="PATH", help="Its control socket, wherever that is.")
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> "argparse._MutuallyExclusiveGroup":
+    """--data; to the group that is returned goes what may stand in its place."""
     default = os.environ.get("TT_DATA", str(config.default("data")))
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--data", type=Path, metavar="DIR", default=Path(default),
         help=f"The data directory of the server (default: {default}; the variable TT_DATA sets it).".replace("%", "%%"),
     )  # fmt: skip
-    which.add_argument("--control", type=Path, metavar="PATH", help="Its control socket, wherever that is.")
+    return which
 
 
 def ask(args: argparse.Namespace, request: dict[str, Any]) -> Iterator[dict[str, Any]]:

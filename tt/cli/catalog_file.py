@@ -1,25 +1,19 @@
 """How a command finds the catalogue's file on the host of its server, whether that runs or not."""
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tt import config
 from tt.catalog.schema import StoreError
 from tt.catalog.service import FILE
 from tt.cli import output
+from tt.cli.ask import add_data_option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """--data and --file."""
-    default = os.environ.get("TT_DATA", str(config.default("data")))
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--data", type=Path, metavar="DIR", default=Path(default),
-        help=f"The data directory of the server (default: {default}; the variable TT_DATA sets it).".replace("%", "%%"),
-    )  # fmt: skip
+    which = add_data_option(parser)
     which.add_argument("--file", type=Path, metavar="FILE", help="The catalogue's file itself, such as a backup.")
 
 

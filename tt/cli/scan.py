@@ -89,7 +89,7 @@ def _scan(client: Client, direction: str, repository: str, text: str) -> Scanned
         return scan(text, repository)
     except ConnectionLost as error:  # a server ends a connection that was idle too long, and people have breaks
         output.message(f"{error}; connecting again")
-        client.reconnect()
+        server_option.while_busy(client.reconnect)
         return scan(text, repository)
 
 

@@ -12,22 +12,29 @@ Must not know what is asked of the server.
 import argparse
 import getpass
 import os
+import random
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tt import known_servers
 from tt.catalog.model import Invalid, check
 from tt.cli import output
 from tt.cli.known import server_key
-from tt.client import Client
+from tt.client import Client, RequestFailed
 
 VARIABLE = "TT_SERVER"
 LITERAL = "-"  # begins a password that stands there itself
 MAX_LINE = 1024  # bytes read of a password's file
+BUSY_FOR = 10.0  # s for which a login is tried again where the server has too many at once
+BUSY_PAUSE = 0.1, 1.0  # s between two tries, at random: who was told so together must not come again together
 FORM = "USER:PASSWORD@SERVER[:PORT]"
+
+
+R = TypeVar("R")
 
 
 class Server(NamedTuple):
@@ -61,7 +68,7 @@ def connected(args: argparse.Namespace, server: Server | None = None, *, once: b
     """
     server = server or named(args)  # the password before the connection: the server waits for nobody to type
     with Client(server.host, server.port, key=args.key, name=args.program) as client:
-        done = client.login(server.user, server.password)
+        done = while_busy(lambda: client.login(server.user, server.password))
         if done.must_change_password and not once:
             raise output.Exit(
                 output.DENIED,
@@ -69,6 +76,19 @@ def connected(args: argparse.Namespace, server: Server | None = None, *, once: b
                 f"when it is lost, 'tt user reset {server.user} --data DIR' on the server's host makes a new one",
             )
         yield client
+
+
+def while_busy(log_in: Callable[[], R]) -> R:
+    """What it gives, tried again for BUSY_FOR while the server answers "busy".  Raises as `log_in`."""
+    end = time.monotonic() + BUSY_FOR
+    while True:
+        pause = random.uniform(*BUSY_PAUSE)  # noqa: S311 - no secret
+        try:
+            return log_in()
+        except RequestFailed as error:
+            if error.code != "busy" or time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
 
 
 def named(args: argparse.Namespace) -> Server:

@@ -41,7 +41,7 @@ def show(args: argparse.Namespace, kind: type[R], records: Iterable[R], columns:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(kind.__struct_fields__)
         for block in blocks:
-            writer.writerows(map(_text, _fields(record).values()) for record in block)
+            writer.writerows(map(_cell, _fields(record).values()) for record in block)
         sys.stdout.flush()
     else:
         headings = tuple(columns)
@@ -88,6 +88,11 @@ def _text(value: object) -> str:
             return output.json_text(values)
         case plain:
             return str(plain)
+
+
+def _cell(value: object) -> str:
+    """A cell of CSV: also that may be shown on a terminal."""
+    return output.printable(_text(value))
 
 
 # ---- for people -----------------------------------------------------------------------------------------------------

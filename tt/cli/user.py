@@ -5,8 +5,10 @@ added or reset gets one that is made, to be used once.
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from tt import data_lock
 from tt.catalog.accounts import reset_in_file
 from tt.catalog.messages import (
     AccessRecord,
@@ -131,20 +133,38 @@ def _reset(args: argparse.Namespace) -> int:
 
 
 def _reset_on_host(data: Path, user: str) -> NewPassword:
+    # The server is asked once more where it has come meanwhile.
+    for way in (_reset_by_server, _reset_in_file, _reset_by_server):
+        if (made := way(data, user)) is not None:
+            return made
+    raise output.Exit(
+        output.NO_CONNECTION, f"data directory {data}: a server is starting or stopping there: try again in a second"
+    )
+
+
+def _reset_by_server(data: Path, user: str) -> NewPassword | None:
+    """None where none listens."""
     try:
         (answer,) = ask_host(argparse.Namespace(control=None, data=data), {"do": "user.reset", "user": user})
     except output.Exit as error:
         # Only where none listens: past a server that does not answer, its file must not be written.
         if not isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
             raise
-        return _reset_in_file(data, user)
+        return None
     return NewPassword(answer["password"], answer["sequence"], bytes.fromhex(answer["hash"]))
 
 
-def _reset_in_file(data: Path, user: str) -> NewPassword:
+def _reset_in_file(data: Path, user: str) -> NewPassword | None:
+    """Without a server; None where one has the directory."""
     path = data / FILE
     if not path.exists():
         raise output.Exit(output.USAGE, f"{path}: no catalogue is there: name the server's data directory with --data")
+    try:
+        lock = data_lock.take(data)  # before the file is opened, and until it is closed: no server starts meanwhile
+    except data_lock.DataInUseError:
+        return None
+    except OSError as error:
+        raise output.Exit(output.FAILED, f"{data}: {error.strerror or error}") from error
     try:
         store = Store(path)
         try:
@@ -153,6 +173,8 @@ def _reset_in_file(data: Path, user: str) -> NewPassword:
             store.close()
     except (OperationError, StoreError) as error:
         raise output.Exit(output.FAILED, str(error)) from error
+    finally:
+        os.close(lock)
 
 
 def _print_password(args: argparse.Namespace, made: NewPassword) -> int:
