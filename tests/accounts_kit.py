@@ -29,6 +29,14 @@ HASH = hash_password(WORD, CHEAP)
 REFUSED = "login", ERRORS["login"]
 
 
+class Guest(Seat):
+    """A session that may end while it logs in."""
+
+    @property
+    def closing(self) -> bool:
+        return bool(self.closed_for)
+
+
 class House(Desk):
     """A catalogue with users who have passwords, a hasher that is cheap, and seats from any source."""
 
@@ -56,7 +64,7 @@ class House(Desk):
 
     def come(self, seat: str, source: str = "127.0.0.2", interface: str = "tests") -> Seat:
         """A session before its login, by a name of the test's."""
-        self.seats[seat] = Seat("", interface)
+        self.seats[seat] = Guest("", interface)
         self.seats[seat].source = self.seats[seat].address = source
         return self.seats[seat]
 

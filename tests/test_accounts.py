@@ -9,11 +9,12 @@ from accounts_kit import CHEAP, HASH, REFUSED, WORD, Gate, House, building
 from harness import until
 
 from tt import config
-from tt.catalog import passwords
+from tt.catalog import accounts, passwords
 from tt.catalog.accounts import HOST
 from tt.catalog.messages import AccessRecord, LoggedIn
 from tt.catalog.model import SUPERUSER, User
-from tt.catalog.passwords import Cost, hash_password
+from tt.catalog.passwords import SHARE, Cost, hash_password
+from tt.catalog.schema import fingerprint
 from tt.dispatch import OperationError
 
 
@@ -127,7 +128,7 @@ def test_who_is_disabled_while_his_password_is_checked_is_not_let_in(house: Hous
         house.finish(begun)
 
 
-def test_a_weaker_hash_is_replaced_at_login_and_the_history_does_not_show_it(house: House) -> None:
+def test_a_weaker_hash_is_replaced_at_login_and_the_history_shows_fingerprints_alone(house: House) -> None:
     weak = hash_password(WORD, Cost(3, 1, 1))
     house.put(house.changed("jsmith", password=weak))
     house.log_in("jsmith")
@@ -136,7 +137,7 @@ def test_a_weaker_hash_is_replaced_at_login_and_the_history_does_not_show_it(hou
     assert stored.startswith("$scrypt$ln=4,")
     house.log_in("jsmith")
     (row,) = house.store.history(User, "jsmith", 0, 1)
-    assert (row.user, row.changes) == ("jsmith", {"password": ("", "")})
+    assert (row.user, row.changes) == ("jsmith", {"password": (fingerprint(weak), fingerprint(stored))})
 
 
 def test_a_hash_that_is_replaced_meanwhile_keeps_nobody_out(house: House) -> None:
@@ -178,20 +179,37 @@ def test_memory_that_lacks_is_busy_and_no_failed_login(house: House) -> None:
     assert house.seats["stranger"].closed_for == ""
 
 
+def test_a_session_that_ends_while_its_password_is_checked_is_not_logged_in(house: House) -> None:
+    """Its end is told once: what is added behind that stays for ever."""
+    seat = house.come("a")
+    begun = house.begin("a", "login", user="jsmith", password=WORD)
+    pending = next(begun)
+    seat.close("too_long")
+    house.wait(pending)
+    with pytest.raises(OperationError, match="has ended"):
+        house.finish(begun)
+    assert (house.accounts.sessions(), seat.account, house.vouched) == (0, None, [])
+
+
 # ---- how many at once -----------------------------------------------------------------------------------------------
 
 
-def test_a_source_has_one_login_in_work_and_others_are_told_to_come_again(house: House) -> None:
-    house.come("a", "192.0.2.1")
-    house.come("b", "192.0.2.1")
-    house.come("c", "192.0.2.2")
-    begun = house.begin("a", "login", user="jsmith", password=WORD)
-    pending = next(begun)
-    assert house.code("b", "login", user="jsmith", password=WORD) == "busy"
-    assert house.code("c", "login", user="jsmith", password=WORD) == ""
-    house.wait(pending)
-    house.finish(begun)
-    assert house.code("b", "login", user="jsmith", password=WORD) == ""
+def test_a_few_logins_at_once_from_a_source_all_get_in_and_more_are_told_to_come_again(house: House, gate) -> None:
+    logins = []
+    for number in range(SHARE):
+        house.come(f"a{number}", "192.0.2.1")
+        begun = house.begin(f"a{number}", "login", user="jsmith", password=WORD)
+        logins.append((begun, next(begun)))
+    assert house.try_login("jsmith", WORD, "192.0.2.1")[0] == "busy"
+    house.come("b", "192.0.2.2")
+    begun = house.begin("b", "login", user="boss", password=WORD)
+    logins.append((begun, next(begun)))
+    gate.free.set()
+    for begun, pending in logins:
+        house.wait(pending)
+        house.finish(begun)
+    assert house.accounts.sessions() == SHARE + 1
+    assert house.try_login("jsmith", WORD, "192.0.2.1") == ("", "")
 
 
 def test_a_full_queue_is_busy_but_not_for_a_source_that_is_vouched_for(build, gate) -> None:
@@ -249,6 +267,15 @@ def test_a_failed_login_is_logged_with_a_name_that_is_one(house: House, caplog) 
         ("login failed", {"user": "jsmith", "source": "192.0.2.1"}),
         ("login failed", {"user": None, "source": "192.0.2.1"}),
     ]
+
+
+def test_who_has_an_account_does_not_guess_at_anothers_between_his_logins(house: House) -> None:
+    for word in "1234":
+        assert house.try_login("boss", word) == REFUSED
+        assert house.seats["stranger"].closed_for == ""
+        house.log_in("jsmith")
+    house.try_login("boss", "5")
+    assert house.seats["stranger"].closed_for == "login_failed"
 
 
 def test_a_good_login_between_forgives(house: House) -> None:
@@ -484,6 +511,16 @@ def test_sessions_are_listed_from_login_to_end(house: House) -> None:
     house.end(seat)
     house.end(seat)
     assert house.listed() == [("boss", "127.0.0.2")]
+
+
+def test_a_list_of_sessions_ends_where_the_right_to_it_does(house: House, monkeypatch) -> None:
+    monkeypatch.setattr(accounts, "SLICE", 1)
+    house.log_in("boss")
+    begun = house.begin("boss", "session.list")
+    next(begun)
+    house.put(house.changed("boss", administrator=False))
+    with pytest.raises(OperationError, match="no administrator"):
+        house.finish(begun)
 
 
 def test_an_administrator_disconnects_the_session_that_he_names(house: House) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from store_kit import AUTHOR, MEDIA, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write
-from test_store import LOAD
+from store_kit import AUTHOR, LOAD, MEDIA, ONE, THREE, TWO, altered, filled, holds, no_file_grows, settle, write
 
 from tt.catalog.chain import START, Head, backup, link, parse_head, verify
 from tt.catalog.model import Access, User, Volume
@@ -251,8 +250,8 @@ def test_a_record_that_was_altered_past_the_history_is_named(path: Path, stateme
             "trigger evil was added to the catalogue",
         ),
         (
-            "DROP TRIGGER history_no_delete; CREATE TRIGGER history_no_delete BEFORE DELETE ON deleted BEGIN SELECT 1; END",
-            "trigger history_no_delete of the catalogue was altered",
+            "DROP TRIGGER history_no_update; CREATE TRIGGER history_no_update UPDATE ON media BEGIN SELECT 1; END",
+            "trigger history_no_update of the catalogue was altered",
         ),
         ("DROP INDEX volume_moving", "index volume_moving was removed"),
         ("CREATE TABLE mine (name)", "table mine was added"),

@@ -11,7 +11,7 @@ import pty
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +192,16 @@ def busy(request: wire.Request) -> wire.Reply:
     return wire.Reply(request.id, wire.ReplyError("busy", "too many passwords are being checked just now"))
 
 
+def in_turn(answers: list[Callable[[wire.Request], wire.Reply]]) -> Callable[[wire.Request], wire.Reply]:
+    def answer(request: wire.Request) -> wire.Reply:
+        return answers.pop(0)(request)
+
+    return answer
+
+
 def test_a_login_is_tried_again_while_the_server_is_busy(start: Start, tt: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [busy, busy, librarian, librarian]
-    peer = start(converse(lambda requests: in_order(answers.pop(0))(requests)))
+    peer = start(converse(in_order(in_turn(answers))))
     monkeypatch.setattr(server_option, "BUSY_PAUSE", (0.001, 0.002))
     options = "--key", keys.to_text(peer.key.public), "-S", f"jsmith:-secret12@{HOST}:{peer.port}"
     assert tt.done("volume", "cancel", "US01.LTO.A1", *options).startswith("US01.LTO.A1: done")
@@ -205,7 +212,7 @@ def test_a_login_that_stays_busy_or_another_operation_that_is_fails(
     start: Start, tt: Tt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [busy] * 1000
-    peer = start(converse(lambda requests: in_order(answers.pop(0))(requests)))
+    peer = start(converse(in_order(in_turn(answers))))
     monkeypatch.setattr(server_option, "BUSY_PAUSE", (0.001, 0.002))
     monkeypatch.setattr(server_option, "BUSY_FOR", 0.02)
     words = (

@@ -362,14 +362,15 @@ def test_an_answer_that_waits_for_a_thread_costs_the_loop_nothing(
 
     monkeypatch.setattr(control._Client, "step", count)
     with server.open() as client, server.open() as other:
-        client.sendall(b'{"do":"wait"}\n{"do":"status"}\n')
-        until("the first is asked", lambda: steps)
-        for _ in range(20):
-            exchange(other, b'{"do":"status"}\n')
-        assert steps.count(steps[0]) == 1
-        assert not waiting.done
-        exchange(other, b'{"do":"finish"}\n')
+        client.sendall(b'{"do":"status"}\n{"do":"wait"}\n{"do":"status"}\n')  # so that it is watched for writing
         with client.makefile("rb") as stream:
+            stream.readline()
+            until("the second is asked", lambda: len(steps) == 2)
+            for _ in range(20):
+                exchange(other, b'{"do":"status"}\n')
+            assert steps.count(steps[0]) == 2
+            assert not waiting.done
+            exchange(other, b'{"do":"finish"}\n')
             assert json.loads(stream.readline()) == {"end": True, "waited": True}
             assert json.loads(stream.readline())["pid"] == os.getpid()
     assert server.ask("wait") == [{"end": True, "waited": True}]  # for what is done already

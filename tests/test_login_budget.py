@@ -65,12 +65,24 @@ def test_names_and_passwords_that_look_alike_when_joined_are_different_pairs(bud
     assert budget.used_up("192.0.2.1")
 
 
-def test_a_good_login_forgives_the_failures_of_its_source(budget: Budget) -> None:
+def test_a_good_login_forgives_the_failures_of_its_source_with_its_name(budget: Budget) -> None:
     budget.fail("a 1", "a 2", "a 3", "a 4")
-    budget.succeeded("192.0.2.2")
-    budget.succeeded("192.0.2.1")
+    budget.succeeded("192.0.2.1", "a")
     budget.fail("a 5")
     assert not budget.used_up("192.0.2.1")
+
+
+def test_a_good_login_forgives_no_failures_with_other_names_nor_from_elsewhere(budget: Budget) -> None:
+    """Who has an account is not free to guess at another's."""
+    for word in "1234":
+        budget.fail(f"victim {word}")
+        budget.succeeded("192.0.2.1", "mallory")
+        budget.succeeded("192.0.2.2", "victim")
+    assert not budget.used_up("192.0.2.1")
+    assert budget.fail("victim 5") == [4.0]
+    assert budget.used_up("192.0.2.1")
+    budget.succeeded("192.0.2.1", "victim")
+    assert budget.fail("victim 6") == [4.0]  # nor does it shorten delays after the verdict
 
 
 def test_failures_count_for_the_window_alone(budget: Budget) -> None:
@@ -120,23 +132,34 @@ def test_a_source_is_delayed_whatever_the_names_and_a_name_wherever_from(budget:
     assert budget.fail("e 1", source="192.0.2.9") == [0.25]
 
 
-def test_what_others_do_with_a_name_does_not_delay_a_source_that_is_vouched_for(budget: Budget) -> None:
-    budget.succeeded("192.0.2.1")
+def test_what_others_do_with_a_name_does_not_delay_a_source_where_it_logged_in(budget: Budget) -> None:
+    budget.succeeded("192.0.2.1", "victim")
     for number in range(5, 15):
         budget.fail("victim 1", source=f"192.0.2.{number}")
     assert budget.fail("victim typo", source="192.0.2.99") == [4.0]
     assert budget.fail("victim typo") == [0.25]
 
 
-def test_a_good_login_ends_the_delay_of_its_source(budget: Budget) -> None:
-    budget.fail("a 1", "b 1", "c 1")
-    budget.succeeded("192.0.2.1")
+def test_a_good_login_with_another_name_does_not_free_a_source_of_the_delay_by_name(budget: Budget) -> None:
+    """Else who has an account, and many sources, would guess at another's without a delay."""
+    for number in range(5, 15):
+        budget.succeeded(f"192.0.2.{number}", "mallory")
+        delays = budget.fail("victim 1", source=f"192.0.2.{number}")
+    assert delays == [4.0]
+
+
+def test_a_good_login_ends_the_delay_that_its_name_made(budget: Budget) -> None:
+    budget.fail("a 1", "a 1", "b 1", "c 1")
+    budget.succeeded("192.0.2.1", "a")
+    assert budget.fail("a 1") == [1.0]
+    for name in ("b", "c", "a"):
+        budget.succeeded("192.0.2.1", name)
     assert budget.fail("d 1") == [0.25]
 
 
 def test_a_good_login_vouches_for_a_day(budget: Budget) -> None:
     assert not budget.vouched("192.0.2.1")
-    budget.succeeded("192.0.2.1")
+    budget.succeeded("192.0.2.1", "a")
     budget.now += 24 * HOUR - 1
     assert budget.vouched("192.0.2.1")
     assert not budget.vouched("192.0.2.2")
@@ -150,7 +173,7 @@ def test_a_good_login_vouches_for_a_day(budget: Budget) -> None:
 def forge(budget: Budget, count: int) -> None:
     for number in range(count):
         budget.failed(str(number), f"name{number}", "x")
-        budget.succeeded(f"good{number}")
+        budget.succeeded(f"good{number}", "a")
 
 
 def test_full_tables_take_little_memory(budget: Budget) -> None:

@@ -13,6 +13,7 @@ from tt.catalog import passwords
 from tt.catalog.passwords import (
     COST,
     LETTERS,
+    SHARE,
     Busy,
     Cost,
     Job,
@@ -209,18 +210,62 @@ def test_the_queue_is_bounded_and_those_who_come_first_have_their_own(start, mon
     wait_for(hasher, hasher.check("x", "", "192.0.2.3"))  # who was told to come again comes in
 
 
-def test_a_source_has_one_in_work_and_others_go_on(start, monkeypatch) -> None:
+def test_a_source_has_a_share_and_is_served_by_turns_with_the_others(start, monkeypatch) -> None:
     gate = Gate(monkeypatch)
     hasher = start()
-    job = hasher.check(WORD, "", "192.0.2.1")
-    with pytest.raises(Busy):
-        hasher.check(WORD, "", "192.0.2.1", first=True)
-    with pytest.raises(Busy):
-        hasher.make(WORD, "192.0.2.1")
-    others = [hasher.check(WORD, "", "192.0.2.2"), hasher.make(WORD), hasher.make(WORD)]
-    gate.let(9)
-    wait_for(hasher, job, *others)
+    jobs = [hasher.check(f"a{number}", "", "192.0.2.1") for number in range(SHARE)]
+    for busy in (hasher.check, hasher.make):
+        with pytest.raises(Busy):
+            busy("a", *([""] if busy == hasher.check else []), "192.0.2.1")
+    jobs += [hasher.check(f"b{number}", "", "192.0.2.2") for number in range(3)]
+    jobs.append(hasher.check("c0", "", "192.0.2.3"))
+    gate.let(len(jobs))
+    wait_for(hasher, *jobs)
+    assert gate.begun == ["a0", "a1", "b0", "c0", "a2", "b1", "a3", "b2", "a4", "a5", "a6", "a7"]
+    gate.let()
     wait_for(hasher, hasher.check(WORD, "", "192.0.2.1"))
+    assert not hasher._sources
+
+
+def test_of_a_source_only_one_comes_first(start, monkeypatch) -> None:
+    """With more, a source that is known could keep all strangers waiting for ever."""
+    gate = Gate(monkeypatch)
+    hasher = start()
+    jobs = [hasher.make("in work")]
+    jobs.append(hasher.check("stranger", "", "192.0.2.2"))
+    jobs += [hasher.check(f"known{number}", "", "192.0.2.1", first=True) for number in range(3)]
+    gate.let(len(jobs))
+    wait_for(hasher, *jobs)
+    assert gate.begun == ["in work", "known0", "stranger", "known1", "known2"]
+
+
+def test_a_few_sources_do_not_fill_the_queue(start, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    hasher = start(queue=8)
+    jobs = [hasher.make("in work")]
+    jobs += [hasher.check("x", "", "192.0.2.1") for _ in range(4)]
+    with pytest.raises(Busy):
+        hasher.check("x", "", "192.0.2.1")
+    for number in range(2, 6):
+        jobs.append(hasher.check("x", "", f"192.0.2.{number}"))
+        with pytest.raises(Busy):
+            hasher.check("x", "", f"192.0.2.{number}")
+    with pytest.raises(Busy):
+        hasher.check("x", "", "192.0.2.6")
+    gate.let(len(jobs))
+    wait_for(hasher, *jobs)
+
+
+def test_the_middle_one_of_a_source_can_be_dropped(start, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    hasher = start()
+    jobs = [hasher.check(word, "", "192.0.2.1") for word in "abcd"]
+    hasher.drop(jobs[2])
+    hasher.drop(jobs[2])
+    gate.let(4)
+    wait_for(hasher, jobs[0], jobs[1], jobs[3])
+    assert gate.begun == ["a", "b", "d"]
+    assert not hasher._sources
 
 
 def test_what_nobody_waits_for_any_more_is_not_done(start, monkeypatch) -> None:

@@ -81,6 +81,20 @@ def test_who_loses_the_right_during_a_reconciliation_keeps_no_certificate(desk: 
     assert desk.store.all(Certificate) == []
 
 
+def test_who_may_not_reconcile_has_no_name_looked_at(desk: Desk) -> None:
+    for names in ([5], [""] * (MAX_SCANNED + 1), 5):
+        assert desk.code("none", "reconcile", repository=LIBR, volumes=names) == "not_found"
+        assert desk.code("read", "reconcile", repository=LIBR, volumes=names) == "denied"
+
+
+def test_what_is_surplus_and_deficit_is_found_in_slices(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "SLICE", 1)
+    scanned = ["X9", "X8", "X7", "A0"]
+    steps = list(desk.begin("write", "reconcile", repository=LIBR, volumes=scanned))
+    # Decoded, the scanned ones looked at, the expected ones read, surplus among the scanned, deficit of A0 and A1.
+    assert steps == [None] * (1 + 4 + 1 + 4 + 2)
+
+
 LIMITS: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {
     ("reconcile", "repository"): ([LIBR], ["LIBR", "", "US01.LTO.libr"]),
     ("reconcile", "volumes"): (

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from catalog_kit import KINDS, Desk
 
-from tt.catalog import rights
+from tt.catalog import rights, structure
 from tt.catalog.messages import ERRORS, OPERATIONS, RIGHTS
 from tt.catalog.model import ALTER, NONE, READ, WRITE, Access, Certificate, Customer, User, Volume
 from tt.catalog.rights import Account, Rights
@@ -118,6 +118,32 @@ def test_what_may_stand_in_a_batch_is_a_write_that_needs_no_waiting(desk: Desk) 
             assert code == "malformed", name
         else:
             assert desk.code("tapemaster", "batch", operations=[[name, {}]]) == "invalid"
+
+
+def test_statistics_count_what_the_user_may_read(desk: Desk) -> None:
+    desk.volume("US02.LTO.A00001")
+
+    def counts(user: str) -> tuple[int, ...]:
+        told = desk.ask(user, "statistics")
+        assert (told.sequence, told.hash) == (desk.store.sequence, desk.store.hash)
+        return told.customers, told.volumes, told.moving, told.users, told.sessions
+
+    assert counts("none") == (0, 0, 0, 0, 0)
+    assert counts("read") == counts("catalog") == (1, 3, 0, 0, 0)
+    sessions = desk.accounts.sessions()
+    assert counts("tapemaster") == counts("administrator") == (2, 4, 1, len(KINDS), sessions)
+    desk.put(Access("none *", 1))
+    assert counts("none") == (2, 4, 1, 0, 0)
+
+
+def test_statistics_are_by_the_rights_at_their_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure, "SLICE", 2)
+    work = desk.begin("read", "statistics")
+    assert next(work) is None  # it has counted Customers
+    assert next(work) is None
+    desk.put(msgspec.structs.replace(desk.store.get(Access, "read US01"), level=0))
+    told = desk.finish(work)
+    assert (told.customers, told.volumes) == (0, 0)
 
 
 @pytest.mark.parametrize("operation", ["media.list", "repository.list", "volume.list", "volume.move_pending"])

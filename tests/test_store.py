@@ -9,7 +9,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,8 +16,21 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from store_kit import (
-    AUTHOR, MEDIA, NOON, ONE, THREE, TWO, altered, filled, holds, library_of_syncs, no_file_grows, settle, write,
-)  # fmt: skip
+    AUTHOR,
+    LOAD,
+    MEDIA,
+    NOON,
+    ONE,
+    THREE,
+    TWO,
+    altered,
+    filled,
+    holds,
+    no_file_grows,
+    run_with_syncs_that_fail,
+    settle,
+    write,
+)
 
 from tt.catalog import schema, store
 from tt.catalog.chain import START
@@ -503,30 +515,6 @@ def test_the_log_stays_short_under_load(catalogue: Store) -> None:
     assert schema.WAL_LIMIT >= 4096 * schema.CHECKPOINT
 
 
-LOAD = """
-import random, select, sys
-from pathlib import Path
-from msgspec.structs import replace
-from tt.catalog.model import Volume
-from tt.catalog.store import Author, Store
-
-store, dice = Store(Path(sys.argv[1])), random.Random()
-names = [volume.name for volume in store.volumes("", "~", limit=1000)]
-poll = select.poll()
-poll.register(store.descriptor, select.POLLIN)
-while True:
-    for _ in range(dice.randrange(1, 40)):
-        with store.change(Author("load", "test", "::1")) as change:
-            volume = change.get(Volume, dice.choice(names))
-            row = change.put(replace(volume, description=str(dice.random()), flags=dice.choice(("", "E"))), "change")
-    while not change.pending.done:
-        poll.poll()
-        store.turn()
-    assert change.pending.error is None
-    print(row.sequence, row.hash.hex(), volume.name, flush=True)
-"""
-
-
 def test_what_was_acknowledged_is_there_after_a_kill_at_any_moment(path: Path) -> None:
     filled(path).close()
     dice = random.Random(7)
@@ -548,39 +536,6 @@ def test_what_was_acknowledged_is_there_after_a_kill_at_any_moment(path: Path) -
         opened.close()
 
 
-def run_with_syncs_that_fail(tmp_path: Path, path: Path, script: str) -> None:
-    """Run a script, which ends with SIGKILL, on a new catalogue with `kept` in ONE, and `fail` for library_of_syncs."""
-    fail = tmp_path / "fail"
-    head = """
-        import os, signal, sqlite3, sys
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[3])
-        from store_kit import *
-        from tt.catalog.store import StoreError
-        path, fail = map(Path, sys.argv[1:3])
-        opened = filled(path)
-        altered(opened, ONE, description="kept")
-        settle(opened)
-    """
-    end = "\nos.kill(os.getpid(), signal.SIGKILL)"
-    preloaded = [one for one in (os.environ.get("LD_PRELOAD"),) if one]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            textwrap.dedent(head) + textwrap.dedent(script) + end,
-            path,
-            fail,
-            Path(__file__).parent,
-        ],
-        env=os.environ | {"LD_PRELOAD": ":".join([*preloaded, str(library_of_syncs(tmp_path))]), "FAIL": str(fail)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 def test_a_change_whose_fsync_failed_does_not_come_back_after_a_kill(tmp_path: Path, path: Path) -> None:
     """Its frames stand whole in the log: whoever recovers that takes them for committed, unless it was emptied."""
     script = """
@@ -598,8 +553,9 @@ def test_a_change_whose_fsync_failed_does_not_come_back_after_a_kill(tmp_path: P
     assert holds(path)
 
 
-@pytest.mark.parametrize("how", ["fail.mkdir()", "beside.execute('BEGIN'), beside.execute('SELECT * FROM media'), fail.touch()"],
-                         ids=["a disk that fails on", "a reader beside"])  # fmt: skip
+@pytest.mark.parametrize(
+    "how", ["fail.mkdir()", "beside.executescript('BEGIN; SELECT * FROM media'); fail.touch()"], ids=["disk", "reader"]
+)
 def test_where_the_log_of_a_failed_commit_cannot_be_emptied_there_are_no_more_changes(
     tmp_path: Path, path: Path, how: str
 ) -> None:

@@ -9,6 +9,7 @@ from catalog_kit import Desk
 from tt.catalog import structure
 from tt.catalog.messages import CustomerRecord, MediaRecord, RepositoryRecord
 from tt.catalog.model import REPOSITORY_KINDS, Access, Customer, Media, Repository
+from tt.dispatch import OperationError
 
 
 def test_a_whole_structure_is_added_and_listed(desk: Desk) -> None:
@@ -171,4 +172,19 @@ def test_a_long_list_is_given_in_slices_and_without_what_is_forbidden_meanwhile(
     work = desk.begin("read", "repository.list")
     assert next(work) is None
     desk.put(msgspec.structs.replace(desk.store.get(Access, "read US01"), level=0))
-    assert len(desk.finish(work).entries) == 1
+    assert desk.finish(work).entries == []
+
+
+def test_a_list_is_begun_anew_only_where_the_rights_of_its_own_user_change(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structure, "SLICE", 2)
+    work = desk.begin("read", "repository.list", scope="US01")
+    assert next(work) is None
+    desk.put(msgspec.structs.replace(desk.store.get(Access, "write US01"), level=0))
+    assert len(list(work)) == 1  # the rest of its slices
+    work = desk.begin("read", "repository.list", scope="US01")
+    assert next(work) is None
+    desk.put(msgspec.structs.replace(desk.store.get(Access, "read US01"), level=0))
+    with pytest.raises(OperationError, match="there is no Customer US01"):
+        desk.finish(work)

@@ -10,6 +10,7 @@ from accounts_kit import REFUSED, WORD, House
 from tt.catalog import users
 from tt.catalog.messages import AccessRecord, LoggedIn, UserRecord
 from tt.catalog.model import ALTER, READ, SUPERUSER, Access, Customer, User
+from tt.dispatch import OperationError
 
 ADMINISTRATORS = {
     "user.add": {"user": "new"},
@@ -244,6 +245,18 @@ def test_what_is_not_there_is_named(house: House) -> None:
             f"there is no user '{'x' * 40}...'",
         )
     assert house.code("boss", "access.set", user="unknown", pattern="*", level="read") == "not_found"
+
+
+@pytest.mark.parametrize("operation", ["user.list", "access.list"])
+def test_a_list_gives_nothing_once_the_right_to_it_is_taken_away(house: House, operation: str, monkeypatch) -> None:
+    monkeypatch.setattr(users, "SLICE", 1)
+    house.put(Access("jsmith US01", READ), Access("jsmith US02", READ))
+    house.log_in(SUPERUSER)
+    begun = house.begin("boss", operation)
+    next(begun)
+    house.ask(SUPERUSER, "user.change", user="boss", administrator=False)
+    with pytest.raises(OperationError, match="boss is no administrator"):
+        house.finish(begun)
 
 
 # ---- access ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from catalog_kit import DAY, LIBR, NOON, RACK, TODAY, TOMORROW, VLT1, YESTERDAY,
 from tt.catalog import volumes
 from tt.catalog.messages import PAGE
 from tt.catalog.model import Access, Volume
+from tt.catalog.store import Change, StoreError
+from tt.dispatch import OperationError
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
 
@@ -127,16 +129,34 @@ def test_who_pages_while_others_add_and_delete_sees_each_volume_that_stays_exact
     assert set(stays) <= set(seen)
 
 
-def test_a_list_ends_its_page_where_rights_change_under_way(desk: Desk) -> None:
-    desk.put(*(Volume(f"US01.LTO.A{n:04}", "LIBR") for n in range(700)))
+WORK: dict[str, dict[str, Any]] = {"volume.list": {}, "volume.move_pending": {"dry_run": True}}
+
+
+@pytest.mark.parametrize("operation", WORK)
+def test_what_was_found_by_rights_that_are_taken_away_meanwhile_is_dropped(desk: Desk, operation: str) -> None:
+    def level(new: int) -> None:
+        desk.put(msgspec.structs.replace(desk.store.get(Access, "write US01"), level=new))
+
+    def taken(**asked: Any) -> Any:
+        level(2)
+        work = desk.begin("write", operation, **WORK[operation], **asked)
+        assert next(work) is None
+        level(0)
+        return work
+
+    desk.put(*(Volume(f"US01.LTO.A{n:04}", "LIBR", flags="p") for n in range(700)))
+    page = desk.finish(taken())
+    assert (page.entries, page.next) == ([], "")
+    with pytest.raises(OperationError, match="there is no Customer US01"):
+        desk.finish(taken(scope="US01"))
+
+
+def test_a_list_goes_on_where_the_rights_of_another_user_change(desk: Desk) -> None:
+    desk.put(*(Volume(f"US01.LTO.A{n:04}", "LIBR") for n in range(3 * volumes.SLICE)))
     work = desk.begin("read", "volume.list")
     assert next(work) is None
-    desk.put(msgspec.structs.replace(desk.store.get(Access, "read US01"), level=0))
-    with pytest.raises(StopIteration) as end:
-        next(work)
-    page = end.value.value
-    assert (len(page.entries), page.next) == (volumes.SLICE, f"US01.LTO.A{volumes.SLICE - 1:04}")
-    assert listed(desk) == []
+    desk.put(msgspec.structs.replace(desk.store.get(Access, "write US01"), level=0))
+    assert len(list(work)) == 3  # the rest of its slices, the last one empty
 
 
 # ---- history --------------------------------------------------------------------------------------------------------
@@ -272,6 +292,42 @@ def test_moves_that_are_due_wait_for_the_commit_under_way(due: Desk) -> None:
     assert next(work) is busy
     due.finish(other)
     assert entries(due.finish(work)) == DUE
+
+
+def test_others_are_served_between_the_slices_of_the_moves_that_are_due(desk: Desk) -> None:
+    desk.put(*(Volume(f"US01.LTO.A{n:04}", "LIBR", flags="p") for n in range(2 * volumes.MOVES_A_SLICE)))
+    work = desk.begin("write", "volume.move_pending")
+    assert next(work) is None  # it has looked
+    desk.wait(next(work))  # the first slice is moved
+    assert next(work) is None
+    assert desk.store.moving == volumes.MOVES_A_SLICE
+    assert desk.ask("read", "volume.get", volume="US01.LTO.A0000").target == "VLT1"
+    assert len(desk.finish(work).entries) == 2 * volumes.MOVES_A_SLICE
+
+
+@pytest.mark.parametrize("failing", ["change", "commit"])
+def test_the_moves_before_the_disk_failed_are_told_and_who_goes_on_is_told_the_error(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    most = volumes.MOVES_A_SLICE
+    desk.put(*(Volume(f"US01.LTO.A{n:04}", "LIBR", flags="p") for n in range(2 * most)))
+    work = desk.begin("write", "volume.move_pending")
+    assert next(work) is None
+    desk.wait(next(work))
+    assert next(work) is None
+    with desk.full_disk() if failing == "commit" else monkeypatch.context() as patch:
+        if patch is not None:
+            patch.setattr(Change, "put", fail)
+        page = desk.finish(work)
+        assert [entry.volume for entry in page.entries] == [f"US01.LTO.A{n:04}" for n in range(most)]
+        assert (page.next, page.sequence, page.hash) == (page.entries[-1].volume, desk.store.sequence, desk.store.hash)
+        assert desk.store.moving == most
+        assert desk.code("write", "volume.move_pending", after=page.next) == "storage"
+    rest = desk.ask("write", "volume.move_pending", after=page.next)
+    assert (len(rest.entries), rest.next, desk.store.moving) == (most, "", 2 * most)
 
 
 def test_many_moves_that_are_due_come_in_pages(desk: Desk) -> None:

@@ -8,7 +8,8 @@ import pytest
 from catalog_kit import DAY, LIBR, NOON, RACK, TODAY, TOMORROW, VLT1, YESTERDAY, A, Desk
 
 from tt.catalog import volumes
-from tt.catalog.messages import PAGE
+from tt.catalog.chain import verify
+from tt.catalog.messages import EVENTS, PAGE
 from tt.catalog.model import FLAGS, OVERDUE_AFTER, SETTABLE, Media, Volume
 from tt.catalog.rights import Desk as Desktop
 from tt.catalog.rights import Reader
@@ -55,9 +56,20 @@ def test_a_scan_at_the_wrong_place_is_recorded_and_flagged(
     answer = desk.ask("write", operation, volume="A00001", repository=repository)
     assert (answer.verdict, answer.message) == ("wrong", message)
     assert desk.state() == ("LIBR", fields.get("target", ""), repository[-4:], "aM" if fields else "a")
-    assert desk.events()[-1] == "wrong_scan"
+    assert desk.events()[-1] == f"wrong_{operation.partition('.')[2]} {repository[-4:]}"
     assert answer.sequence == desk.store.sequence
     assert answer.hash == desk.store.hash
+
+
+def test_each_row_of_a_wrong_scan_tells_direction_and_repository_also_where_nothing_changes(desk: Desk) -> None:
+    desk.volume()
+    for operation in ("volume.scan_in", "volume.scan_in", "volume.scan_out"):
+        assert desk.ask("write", operation, volume=A, repository=RACK).verdict == "wrong"
+    rows = desk.ask("read", "volume.history", volume=A).entries[:3]
+    assert [row.event for row in rows] == ["wrong_scan_out RACK", "wrong_scan_in RACK", "wrong_scan_in RACK"]
+    assert [row.changes for row in rows[:2]] == [{}, {}]
+    assert {row.event.partition(" ")[0] for row in rows} <= set(EVENTS)
+    assert verify(desk.store.path).problem == ""
 
 
 @pytest.mark.parametrize("operation", ["volume.scan_in", "volume.scan_out"])

@@ -63,7 +63,7 @@ class _Pair(NamedTuple):
 
     name: bytes
     last: float  # when
-    count: int  # how often
+    times: int
 
 
 class _Failures:
@@ -77,7 +77,7 @@ class _Failures:
 
     @property
     def count(self) -> int:
-        return self.rest + sum(pair.count for pair in self.pairs.values())
+        return self.rest + sum(pair.times for pair in self.pairs.values())
 
 
 class LoginBudget:
@@ -113,7 +113,7 @@ class LoginBudget:
         failures.pairs = {digest: pair for digest, pair in failures.pairs.items() if pair.last > since}
         key, digest = self._digest(name), self._digest(name, password)
         before = failures.pairs.get(digest)
-        failures.pairs[digest] = _Pair(key, now, before.count + 1 if before is not None else 1)
+        failures.pairs[digest] = _Pair(key, now, before.times + 1 if before is not None else 1)
         self._sources.put(source, now, failures)
         of_name = (self._names.get(key, since) or 0) + 1
         self._names.put(key, now, of_name)
@@ -125,7 +125,9 @@ class LoginBudget:
         """Whether so many different pairs failed that its time-out is due; said once, and it begins anew."""
         since = self._clock() - self.settings.login_window
         failures = self._sources.get(source, since)
-        if failures is None or sum(pair.last > since for pair in failures.pairs.values()) < self.settings.login_failures:
+        if failures is None:
+            return False
+        if sum(pair.last > since for pair in failures.pairs.values()) < self.settings.login_failures:
             return False
         failures.rest = failures.count
         failures.pairs.clear()

@@ -25,7 +25,7 @@ from tt.catalog.messages import (
     OneVolume,
     Statistics,
 )
-from tt.catalog.model import Customer, Invalid, User, shorten
+from tt.catalog.model import Customer, Invalid, Media, User, shorten
 from tt.catalog.rights import ANSWERED, Account, Desk, Editor, Reader, Rights, Writer, acknowledged, author, told
 from tt.catalog.store import Store, StoreError
 from tt.dispatch import Operation, OperationError, Secret, Session, Write
@@ -64,6 +64,8 @@ EDITS: dict[str, Callable[[Editor, Any], Generator[Any, None, object]]] = {
     "volume.move_pending": volumes.move_pending,
     "reconcile": reconcile.reconcile,
 }
+# Arguments that are not decoded as the table says, but in part once the right was asked.
+DECODED: dict[str, type[msgspec.Struct]] = {"reconcile": reconcile.Asked}
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -165,18 +167,23 @@ class Catalog:
     # ---- what is about no record ------------------------------------------------------------------------------------
 
     def _statistics(self, at: Reader, _: Arguments) -> Generator[None, None, Statistics]:
-        """Of what the user may read; an administrator, who sees users and Customers, is told of all."""
-        customers = yield from structure.counted(at, Customer)
-        volumes = moving = users = sessions = 0
-        store = at.store
-        if at.account.administrator or "" in at.account.prefixes:
-            volumes, moving = store.count(), store.moving
-        else:
-            volumes = yield from structure.counted(at, Media)
-        if at.account.administrator:
-            users, sessions = len(store.all(User)), self._accounts.sessions()
+        store, rights = at.store, None
+        while rights != structure.rights_of(at.account):  # they may change under way
+            rights = structure.rights_of(at.account)
+            customers = yield from structure.listed(at, Customer, "", lambda each: each.name)
+            counts = yield from structure.listed(at, Media, "", lambda each: store.count(each.name))
+        administrator = at.account.administrator
+        whole = administrator or "" in at.account.prefixes
         return Statistics(
-            customers, volumes, moving, users, sessions, store.sequence, store.hash, store.commits, store.size
+            customers=len(customers),
+            volumes=store.count() if whole else sum(counts),
+            moving=store.moving if whole else 0,
+            users=len(store.all(User)) if administrator else 0,
+            sessions=self._accounts.sessions() if administrator else 0,
+            sequence=store.sequence,
+            hash=store.hash,
+            commits=store.commits,
+            size=store.size,
         )
 
     def _batching(self) -> Operation:
@@ -215,7 +222,7 @@ class Catalog:
 def _asked(name: str) -> tuple[str, Callable[[msgspec.Raw], Any]]:
     """The right that an operation takes, and what decodes its arguments."""
     spec = OPERATIONS[name]
-    return spec.right, msgspec.msgpack.Decoder(spec.arguments).decode
+    return spec.right, msgspec.msgpack.Decoder(DECODED.get(name, spec.arguments)).decode
 
 
 def _steps(work: Generator[Any, None, object]) -> Generator[Any, None, object]:

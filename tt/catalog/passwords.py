@@ -2,9 +2,9 @@
 
 A hash is kept as text with its parameters, `$scrypt$ln=14,r=8,p=5$SALT$HASH` in base64, so that a later version can
 ask for more work: who logs in with an older one gets a new one.
-Rules: one thread at nice 10, a bounded queue, of a source a few at most, served by turns among the sources.  The thread
-holds the GIL only to take a job and to give it back: the work is `hashlib.scrypt`, which lets go of it; `cryptography`
-does so in its newer versions alone.  Results come through an eventfd, and all but the work belongs to the loop's thread.
+Rules: one thread at nice 10, a bounded queue, a few of a source at most, and sources served by turns.  The thread holds
+the GIL only to take a job and to give it back: the work is `hashlib.scrypt`, which lets go of it; `cryptography` does
+so in its newer versions alone.  Results come through an eventfd, and all but the work belongs to the loop's thread.
 Must not know who logs in, what he may, or where hashes are kept.
 """
 

@@ -29,7 +29,7 @@ from tt.catalog.volumes import slices, span
 from tt.dispatch import OperationError
 from tt.pending import Pending
 
-SLICE = 2000  # scanned names that are looked at before others are served
+SLICE = 500  # scanned names that are looked at before others are served
 _TIME = "%Y%m%dT%H%M%S.%fZ"  # in the name of a Certificate
 _decode = msgspec.msgpack.Decoder(Annotated[list[str], msgspec.Meta(max_length=MAX_SCANNED)]).decode
 
@@ -70,10 +70,7 @@ def list_certificates(at: Reader, asked: OneRepository) -> Certificates:
 
 def _ids(volumes: msgspec.Raw, media: str) -> Generator[None, None, dict[str, None]]:
     """The ids in the order of the scans, each once.  Raises Invalid: too many, or no Volume of the Media type."""
-    try:
-        names = _decode(volumes)
-    except msgspec.ValidationError as error:
-        raise Invalid(f"volumes: must be at most {MAX_SCANNED} texts: {error}") from error
+    names = _texts(volumes)
     yield
     found: dict[str, None] = {}
     for start in range(0, len(names), SLICE):
@@ -84,6 +81,19 @@ def _ids(volumes: msgspec.Raw, media: str) -> Generator[None, None, dict[str, No
             found[own_id(full)] = None
         yield
     return found
+
+
+def _texts(volumes: msgspec.Raw) -> list[str]:
+    """The names.  Too many of them are not even looked at.  Raises Invalid, msgspec.ValidationError."""
+    try:
+        names: list[str] = _decode(volumes)
+    except msgspec.ValidationError as error:
+        told = str(error)
+        if "length" in told:  # else they are no texts
+            raise Invalid(f"volumes: must be at most {MAX_SCANNED} names") from error
+        told = told.partition(" - at `$")[0]
+        raise msgspec.ValidationError(f"{told} - at `$.volumes`") from error
+    return names
 
 
 def _expected(at: Reader, here: Repository) -> Generator[None, None, dict[str, None]]:

@@ -143,19 +143,19 @@ def _must_have_room(at: Writer, record: Customer | Media | Repository, prefix: s
 
 
 def list_customers(at: Reader, _: Arguments) -> Generator[None, None, Customers]:
-    found = yield from _listed(at, Customer, "", lambda each: CustomerRecord(each.name, each.description))
+    found = yield from listed(at, Customer, "", lambda each: CustomerRecord(each.name, each.description))
     return Customers(found)
 
 
 def list_media(at: Reader, asked: Scope) -> Generator[None, None, MediaTypes]:
-    found = yield from _listed(
+    found = yield from listed(
         at, Media, asked.scope, lambda each: MediaRecord(each.name, each.description, each.max_volumes)
     )
     return MediaTypes(found)
 
 
 def list_repositories(at: Reader, asked: Scope) -> Generator[None, None, Repositories]:
-    found = yield from _listed(at, Repository, asked.scope, _shown_repository)
+    found = yield from listed(at, Repository, asked.scope, _shown_repository)
     return Repositories(found)
 
 
@@ -175,28 +175,25 @@ def _prefix(at: Reader, kind: type, scope: str) -> str:
     return f"{(at.record(Customer, scope) if kind is Media else scope_of(at, scope)).name}."
 
 
-def _listed(at: Reader, kind: type[R], scope: str, shown: Callable[[R], T]) -> Generator[None, None, list[T]]:
-    """What the user may read of it, shown."""
+def listed(at: Reader, kind: type[R], scope: str, shown: Callable[[R], T]) -> Generator[None, None, list[T]]:
+    """What the user may read of it, shown; an administrator also reads the names of Customers."""
     while True:
-        found = yield from readable(at, kind, _prefix(at, kind, scope))
+        found = yield from _readable(at, kind, _prefix(at, kind, scope), shown)
         if found is not None:
-            return [shown(record) for record in found]
+            return found
 
 
-def readable(at: Reader, kind: type[R], prefix: str) -> Generator[None, None, list[R] | None]:
-    """What the user may read of it; an administrator also reads the names of Customers.
-
-    None where his rights have changed under way: what was found may not be his to see.
-    """
+def _readable(at: Reader, kind: type[R], prefix: str, shown: Callable[[R], T]) -> Generator[None, None, list[T] | None]:
+    """None where the user's rights have changed under way: what was found may not be his to see."""
     rights = rights_of(at.account)
-    found: list[R] = []
+    found: list[T] = []
     for number, record in enumerate(at.store.all(kind, prefix)):
         if number % SLICE == SLICE - 1:
             yield
             if rights_of(at.rights.current(at.account)) != rights:
                 return None
         if f"{record.name}.".startswith(at.account.prefixes) or (kind is Customer and at.account.administrator):
-            found.append(record)
+            found.append(shown(record))
     return found
 
 

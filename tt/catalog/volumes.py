@@ -303,7 +303,7 @@ def _scan(at: Writer, asked: Scan, event: str, judged: Judge) -> Scanned:
         return Scanned("unknown", name, f"there is no Volume {own_id(name)} in {media}", 0, b"")
     after, message = judged(at, volume, where)
     if after is None:
-        # Its field `scanned` may have this value already, and a row tells only of what changed: so the event says where.
+        # A row tells of what changed, and `scanned` may have this value already: so the event says where.
         written = at.put(misplaced(volume, where), f"wrong_{event} {where}")
         return Scanned("wrong", name, message, written.sequence, written.hash)
     written = at.put(after, event)
@@ -453,7 +453,7 @@ def move_pending(at: Editor, asked: MovePending) -> Generator[Pending | None, No
             if not page.sequence:
                 raise
             return page  # what was done is told; who goes on behind it is told why the rest fails
-    return replace(page, next=position)
+    return MovedPage(page.entries, position, page.sequence, page.hash)
 
 
 def _due(at: Editor, asked: MovePending) -> Generator[None, None, tuple[list[Volume], str] | None]:
