@@ -522,7 +522,7 @@ def tracked(*folders: str) -> set[str]:
 
 def test_the_file_map_names_every_test_document_and_kernel_program() -> None:
     # That it names every file of the rest, and none that is not there, is checked in test_build.py.
-    assert tracked("bench", "bpf", "docs", "tests") - set(re.findall(r"`([\w./]+)`", README)) == set()
+    assert tracked("bench", "bpf", "docs", "tests") - set(re.findall(r"`([\w./-]+)`", README)) == set()
 
 
 def commands() -> Iterator[list[str]]:
