@@ -14,6 +14,7 @@ from tt.catalog.passwords import (
     COST,
     LETTERS,
     SHARE,
+    SHARE_OF_NAME,
     Busy,
     Cost,
     Job,
@@ -225,6 +226,20 @@ def test_a_source_has_a_share_and_is_served_by_turns_with_the_others(start, monk
     gate.let()
     wait_for(hasher, hasher.check(WORD, "", "192.0.2.1"))
     assert not hasher._sources
+
+
+def test_one_name_leaves_places_for_the_others_of_its_source(start, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    hasher = start()
+    jobs = [hasher.check("old", "", "192.0.2.1", "script") for _ in range(SHARE_OF_NAME)]
+    with pytest.raises(Busy):
+        hasher.check("old", "", "192.0.2.1", "script")
+    jobs.append(hasher.check("old", "", "192.0.2.2", "script"))
+    jobs.append(hasher.check("new", "", "192.0.2.1", "colleague"))
+    gate.let(len(jobs))
+    wait_for(hasher, *jobs)
+    assert not hasher._sources
+    assert not hasher._names
 
 
 def test_of_a_source_only_one_comes_first(start, monkeypatch) -> None:

@@ -158,7 +158,8 @@ class Accounts:
         self._may_try(session)
         user = self._store.get(User, asked.user)
         stored = user.password if user is not None and may_enter(user, session.address) else ""
-        job = self._passwords.check(asked.password, stored, session.source, first=self._budget.vouched(session.source))
+        first = self._budget.vouched(session.source)
+        job = self._passwords.check(asked.password, stored, session.source, asked.user, first=first)
         yield from self._prove(session, asked.user, asked.password, user, job)
         if session.closing:  # its end may have been told already: a session that is added now would never be removed
             raise OperationError("conflict", "the connection has ended")

@@ -19,14 +19,16 @@ from contextlib import suppress
 from hmac import compare_digest
 from queue import SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tt.pending import Pending
 
+K = TypeVar("K")
 NICE = 10  # of the thread, added to the process's own
 SALT = 16  # bytes
 SIZE = 32  # bytes of a hash
 SHARE = 8  # passwords of one source, waiting or in work, while the queue is not half full; one when it is
+SHARE_OF_NAME = 4  # of these with one name: a script with an old password leaves places for its colleagues
 CUT = 1024  # characters that are looked at: far more than a password may have, and a stranger may send a megabyte
 # What a password given to be used once is made of: 16 of 32 letters that nobody takes for another, 80 bits.
 LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -95,11 +97,14 @@ def _derive(password: str, cost: Cost, salt: bytes) -> bytes:
 class Job(Pending):
     """Something about a password, until the thread has done it; `error` where that could not be done."""
 
-    __slots__ = ("_failure", "_new", "_old", "_stored", "made", "right", "source")
+    __slots__ = ("_failure", "_new", "_old", "_stored", "made", "name", "right", "source")
 
-    def __init__(self, source: str, *, old: str = "", stored: str | None = None, new: str | None = None) -> None:
+    def __init__(
+        self, source: str, name: str = "", *, old: str = "", stored: str | None = None, new: str | None = None
+    ) -> None:
         super().__init__()
         self.source = source  # "": nobody's, and not counted
+        self.name = name  # as whom; "": not counted
         self.right = stored is None  # the old password is right
         self.made = ""  # the hash to keep from now on; "": none, or as before
         self._old = old
@@ -162,6 +167,13 @@ class _Turns:
         self._sources.clear()
 
 
+def _uncount(counter: Counter[K], key: K) -> None:
+    """A Counter keeps those that are at 0."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
+
+
 class Passwords:
     """Checks and hashes passwords.  `descriptor`, an eventfd, is readable when `turn` has something to do."""
 
@@ -173,6 +185,7 @@ class Passwords:
         self._first = _Turns()
         self._others = _Turns()
         self._sources: Counter[str] = Counter()  # how many wait or are in work
+        self._names: Counter[tuple[str, str]] = Counter()  # the same of a source and name
         self._working: Job | None = None
         self._orders: SimpleQueue[Job | None] = SimpleQueue()  # one at a time; None: the end
         self._done: deque[Job] = deque()
@@ -180,13 +193,13 @@ class Passwords:
         self._thread: Thread | None = Thread(target=self._work, name="tt-passwords", daemon=True)
         self._thread.start()
 
-    def check(self, password: str, stored: str, source: str, *, first: bool = False) -> Job:
+    def check(self, password: str, stored: str, source: str, name: str = "", *, first: bool = False) -> Job:
         """Is this the password?  Its `made` is a new hash where the one that is stored asks for less work than today.
 
         `stored`: the text kept; "" for nobody's, with which no password is right, at the same cost.  `first`: before
         all who are not.  Raises Busy.
         """
-        return self._submit(Job(source, old=password, stored=stored), first=first)
+        return self._submit(Job(source, name, old=password, stored=stored), first=first)
 
     def change(self, old: str, stored: str, new: str, source: str) -> Job:
         """Is this the old password, and if so, what is the hash of the new one?  Raises Busy."""
@@ -230,16 +243,18 @@ class Passwords:
         # Half of the places are for one of each source: a few sources are not to fill them all.
         if len(waiting) >= self._most or own >= (SHARE if len(waiting) < self._most // 2 else 1):
             raise Busy
+        if job.name and self._names[job.source, job.name] >= SHARE_OF_NAME:
+            raise Busy
         if job.source:
             self._sources[job.source] += 1
+            self._names[job.source, job.name] += 1
         waiting.add(job)
         self._start()
         return job
 
     def _leave(self, job: Job) -> None:
-        self._sources[job.source] -= 1
-        if self._sources[job.source] <= 0:
-            del self._sources[job.source]
+        _uncount(self._sources, job.source)
+        _uncount(self._names, (job.source, job.name))
 
     def _start(self) -> None:
         """Give the thread the next one, if it has none."""
