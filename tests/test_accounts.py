@@ -13,7 +13,7 @@ from tt.catalog import accounts, passwords
 from tt.catalog.accounts import HOST
 from tt.catalog.messages import AccessRecord, LoggedIn
 from tt.catalog.model import SUPERUSER, User
-from tt.catalog.passwords import SHARE, Cost, hash_password
+from tt.catalog.passwords import SHARE_OF_NAME, Cost, hash_password
 from tt.catalog.schema import fingerprint
 from tt.dispatch import OperationError
 
@@ -196,7 +196,7 @@ def test_a_session_that_ends_while_its_password_is_checked_is_not_logged_in(hous
 
 def test_a_few_logins_at_once_from_a_source_all_get_in_and_more_are_told_to_come_again(house: House, gate) -> None:
     logins = []
-    for number in range(SHARE):
+    for number in range(SHARE_OF_NAME):
         house.come(f"a{number}", "192.0.2.1")
         begun = house.begin(f"a{number}", "login", user="jsmith", password=WORD)
         logins.append((begun, next(begun)))
@@ -208,7 +208,7 @@ def test_a_few_logins_at_once_from_a_source_all_get_in_and_more_are_told_to_come
     for begun, pending in logins:
         house.wait(pending)
         house.finish(begun)
-    assert house.accounts.sessions() == SHARE + 1
+    assert house.accounts.sessions() == SHARE_OF_NAME + 1
     assert house.try_login("jsmith", WORD, "192.0.2.1") == ("", "")
 
 
