@@ -4,11 +4,8 @@
 until a test moves it.
 """
 
-import resource
 import select
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import GeneratorType, SimpleNamespace
 from typing import Any
@@ -132,16 +129,6 @@ class Desk:
             assert ready, f"waited {PATIENCE} s in vain"
             for descriptor in ready:
                 parts[descriptor].turn()
-
-    @contextmanager
-    def full_disk(self) -> Iterator[None]:
-        """No file of this process grows: what writes is told that it is too large."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     # ---- operations -------------------------------------------------------------------------------------------------
 

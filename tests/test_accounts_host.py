@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from accounts_kit import REFUSED, WORD, House, building
+from store_kit import no_file_grows
 
 from tt.catalog.accounts import FIRST_PASSWORD, HOST, reset_in_file
 from tt.catalog.messages import LoggedIn
@@ -104,7 +105,7 @@ def test_the_host_is_told_what_is_wrong(house: House) -> None:
     with pytest.raises(OperationError, match="there is no user 'unknown'"):
         house.finish(house.accounts.reset("unknown", HOST))
     later = house.accounts.reset("jsmith", HOST)
-    with house.full_disk(), pytest.raises(OperationError) as raised:
+    with no_file_grows(), pytest.raises(OperationError) as raised:
         house.finish(later)
     assert raised.value.code == "storage"
     house.log_in("jsmith")

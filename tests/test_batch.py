@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from catalog_kit import VLT1, A, Desk
 from harness import Running
+from store_kit import no_file_grows
 
 from tt.catalog.messages import MAX_BATCH, OPERATIONS
 from tt.catalog.model import Volume
@@ -120,7 +121,7 @@ def test_a_change_that_could_not_be_stored_says_so_and_has_not_happened(desk: De
     desk.volume(flags="p")
     move = {"volume": A, "to": "VLT1"}
     arguments = {"volume.move": move, "batch": {"operations": [["volume.move", move]]}}.get(operation, {})
-    with desk.full_disk():
+    with no_file_grows():
         code, message = desk.error("write", operation, **arguments)
         assert desk.state() == ("LIBR", "", "", "p")  # reads go on
     assert code == "storage"

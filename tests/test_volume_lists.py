@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from catalog_kit import DAY, LIBR, NOON, RACK, TODAY, TOMORROW, VLT1, YESTERDAY, A, Desk
+from store_kit import no_file_grows
 
 from tt.catalog import volumes
 from tt.catalog.messages import PAGE
@@ -318,7 +319,7 @@ def test_the_moves_before_the_disk_failed_are_told_and_who_goes_on_is_told_the_e
     assert next(work) is None
     desk.wait(next(work))
     assert next(work) is None
-    with desk.full_disk() if failing == "commit" else monkeypatch.context() as patch:
+    with no_file_grows() if failing == "commit" else monkeypatch.context() as patch:
         if patch is not None:
             patch.setattr(Change, "put", fail)
         page = desk.finish(work)
