@@ -23,7 +23,7 @@ import msgspec
 from bench import kit
 from bench.kit import NotMeasuredError, Report, Row, Run, Side
 from bench.servers import HONEST, PLACE, DurableRedis, Ours, Postgres, Redis, resp
-from bench.userspace import CONNECTIONS, MICRO, peer, row_of
+from bench.userspace import CONNECTIONS, MICRO, peer, row_of, rows_beside_get
 from tt import wire
 from tt.catalog import messages
 from tt.catalog.model import SUPERUSER, Customer, Media, Record, Repository, User, Volume
@@ -184,11 +184,7 @@ def gets(report: Report) -> None:
                 results = kit.compare(sides, runs, "server_ns")
             report.details[f"gets_{outstanding}"] = results
             name = f"volume.get, {outstanding} outstanding"
-            report.add(
-                row_of(name, "us CPU", results, "redis GET, TLS", "server_ns", scale=MICRO, wanted=wanted),
-                row_of(name, "/s", results, "redis GET, TLS", "rate", ours_over_peer=True, wanted=wanted),
-                row_of(name, "us p99", results, "redis GET, TLS", "p99_ns", scale=MICRO),
-            )
+            report.add(*rows_beside_get(name, results, wanted))
 
 
 def _redis_get(name: bytes, value: bytes) -> Exchange:

@@ -39,7 +39,7 @@ def _sum(data: bytes | bytearray) -> int:
     return ~total & 0xFFFF
 
 
-def _frame(mac: bytes, port: int) -> bytes:
+def frame_to(mac: bytes, port: int) -> bytes:
     """A SYN from NETWORK's first address and port 0, with the complements in place."""
     source, target = socket.inet_aton(NETWORK), socket.inet_aton(ADDRESS)
     ip = bytearray(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0xFFFF, 0, 64, socket.IPPROTO_TCP, 0, source, target))
@@ -49,40 +49,40 @@ def _frame(mac: bytes, port: int) -> bytes:
     return mac + bytes.fromhex("020000000009") + b"\x08\x00" + bytes(ip + tcp)
 
 
-def _instruction(code: int, to: int = 0, of: int = 0, offset: int = 0, number: int = 0) -> bytes:
+def instruction(code: int, to: int = 0, of: int = 0, offset: int = 0, number: int = 0) -> bytes:
     return struct.pack("<BBhi", code, of << 4 | to, offset, number)
 
 
-def _program(verdict: int) -> bytes:
+def program_of(verdict: int) -> bytes:
     """Gives each frame a random source address and port; r6 the context, r7 the address, r8 the port, r2 the frame."""
     load4, move, set_, and_, shift, xor, store2 = 0x61, 0xBF, 0xB7, 0x57, 0x77, 0xA7, 0x6B
     add, skip_if_over, call, leave = 0x07, 0x2D, 0x85, 0x95
 
     def store(register: int, *offsets: int) -> list[bytes]:
-        return [_instruction(store2, 2, register, offset) for offset in offsets]
+        return [instruction(store2, 2, register, offset) for offset in offsets]
 
     change = [
-        *store(7, _SOURCE_LOW), _instruction(xor, 7, number=0xFFFF), *store(7, _IP_ID, _SEQUENCE_LOW),
-        *store(8, _SOURCE_PORT), _instruction(xor, 8, number=0xFFFF), *store(8, _URGENT),
+        *store(7, _SOURCE_LOW), instruction(xor, 7, number=0xFFFF), *store(7, _IP_ID, _SEQUENCE_LOW),
+        *store(8, _SOURCE_PORT), instruction(xor, 8, number=0xFFFF), *store(8, _URGENT),
     ]  # fmt: skip
     return b"".join(
         [
-            _instruction(move, 6, 1),
-            _instruction(call, number=GET_PRANDOM),
-            _instruction(move, 7, 0),
-            _instruction(move, 8, 0),
-            _instruction(and_, 7, number=0xFFFF),
-            _instruction(shift, 8, number=16),
-            _instruction(and_, 8, number=0xFFFF),
-            _instruction(load4, 2, 6, 0),  # the frame's begin
-            _instruction(load4, 4, 6, 4),  # and its end
-            _instruction(move, 3, 2),
-            _instruction(add, 3, number=_FRAME_BYTES),
-            _instruction(skip_if_over, 3, 4, len(change)),
+            instruction(move, 6, 1),
+            instruction(call, number=GET_PRANDOM),
+            instruction(move, 7, 0),
+            instruction(move, 8, 0),
+            instruction(and_, 7, number=0xFFFF),
+            instruction(shift, 8, number=16),
+            instruction(and_, 8, number=0xFFFF),
+            instruction(load4, 2, 6, 0),  # the frame's begin
+            instruction(load4, 4, 6, 4),  # and its end
+            instruction(move, 3, 2),
+            instruction(add, 3, number=_FRAME_BYTES),
+            instruction(skip_if_over, 3, 4, len(change)),
             # All of it for every frame: the kernel hands out a page again as the last run left it.
             *change,
-            _instruction(set_, 0, number=verdict),
-            _instruction(leave),
+            instruction(set_, 0, number=verdict),
+            instruction(leave),
         ]
     )
 
@@ -119,12 +119,12 @@ class Flood:
 
     @staticmethod
     def _load(verdict: int) -> int:
-        code, license_text = _program(verdict), b"GPL\0"
+        code, license_text = program_of(verdict), b"GPL\0"
         attr = struct.pack("=IIQQ", XDP, len(code) // 8, bpf.address(code), bpf.address(license_text))
         return bpf.call(PROG_LOAD, attr, {}, "generator")
 
     def _run(self, program: int, port: int, packets: int) -> None:
-        frame = _frame(self._mac, port)
+        frame = frame_to(self._mac, port)
         context = struct.pack("=6I", 0, len(frame), 0, self._index, 0, 0)  # struct xdp_md: data, end, meta, interface
         data, about = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(context, len(context))
         attr = struct.pack(

@@ -5,14 +5,13 @@ All of it needs root, and runs in namespaces of its own (`namespaces`).
 
 import ctypes
 import json
-import os
 import shutil
 import socket
 import statistics
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bench import flood, kit
@@ -170,10 +169,7 @@ def _dropped_by_filter(report: Report) -> tuple[list[float], list[float]]:
     count = 200_000 if report.quick else 2_000_000
     with pinned_map() as (block_map, path):
         time_out_flood(block_map)
-        syns = flood.Flood()
-        affinity = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {kit.LOAD_CPU})
-        try:
+        with closing(flood.Flood()) as syns, kit.on_load_cpu():
             port = free_port()
             with Ours("-B", path, "--listen", f"{flood.ADDRESS}:{port}") as ours:
                 before = filter_drops(ours)
@@ -182,9 +178,6 @@ def _dropped_by_filter(report: Report) -> tuple[list[float], list[float]]:
             if dropped < count * len(in_kernel):
                 raise RuntimeError(f"only {dropped} of {count * len(in_kernel)} SYNs met the filter")
             alone = [syns.ns_per_packet(port, count, flood.DROP) for _ in range(_runs(report))]
-        finally:
-            os.sched_setaffinity(0, affinity)
-            syns.close()
     return in_kernel, alone
 
 
@@ -219,26 +212,21 @@ def segments(report: Report) -> None:
     with the filter put on and taken off by turns.  Sending runs the receiver's filter, so its time is the figure.
     """
     count, rounds = (5_000, 7) if report.quick else (20_000, 41)
-    with pinned_map() as (block_map, _):
-        listener_filter = bpf_load.load_listener_filter({4: block_map}, 64)
-        affinity = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {kit.LOAD_CPU})
-        try:
-            with (
-                socket.create_server(("127.0.0.1", 0)) as listener,
-                socket.create_connection(listener.getsockname()) as sender,
-                listener.accept()[0] as receiver,
-            ):
-                sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                without, with_ = [], []
-                for _ in range(rounds):
-                    without.append(_ns_per_segment(sender, receiver, count))
-                    bpf_load.attach(listener_filter, receiver.fileno())
-                    with_.append(_ns_per_segment(sender, receiver, count))
-                    bpf_load.detach(receiver.fileno())
-        finally:
-            os.sched_setaffinity(0, affinity)
-            listener_filter.close()
+    with (
+        pinned_map() as (block_map, _),
+        closing(bpf_load.load_listener_filter({4: block_map}, 64)) as listener_filter,
+        kit.on_load_cpu(),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sender,
+        listener.accept()[0] as receiver,
+    ):
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        without, with_ = [], []
+        for _ in range(rounds):
+            without.append(_ns_per_segment(sender, receiver, count))
+            bpf_load.attach(listener_filter, receiver.fileno())
+            with_.append(_ns_per_segment(sender, receiver, count))
+            bpf_load.detach(receiver.fileno())
     report.details["segments"] = {"without_ns": without, "with_ns": with_}
     row = Row("data segment, with the inherited filter", "ns", with_, "without", without)
     row.ratio = [a / b for a, b in zip(with_, without, strict=True)]

@@ -93,6 +93,17 @@ def command(*words: object, cpu: int | None = None) -> list[str]:
     return place + [str(word) for word in words]
 
 
+@contextmanager
+def on_load_cpu() -> Iterator[None]:
+    """This process runs on the generator's processor."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {LOAD_CPU})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def output_of(*words: object, cpu: int | None = None, stdin: str | None = None) -> str:
     """Standard output of a program that must succeed."""
     done = subprocess.run(command(*words, cpu=cpu), input=stdin, capture_output=True, text=True, check=False)  # noqa: S603

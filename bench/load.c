@@ -18,22 +18,22 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base.h"
+#include "latency.h"
 #include "noise.h"
+#include "script.h"
 
 enum work { DROP, JUNK, HANDSHAKE, REQUEST };
 enum protocol { PLAIN, TT, TLS };
 enum phase { FREE, CONNECTING, GREETING, LOGGING_IN, SERVING, ENDING };
-enum { EVENTS = 256, IN = 1 << 17, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 16384, MOST_REQUEST = 1024 };
-static const uint64_t SECOND = 1000000000u;
+enum { EVENTS = 256, IN = 1 << 17, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 16384 };
 static const char *const WORKS[] = {"drop", "junk", "handshake", "request"};
 static const char *const PROTOCOLS[] = {"plain", "tt", "tls"};
 
@@ -51,13 +51,6 @@ static struct {
     size_t reply_size; /* bytes */
 } opt = {.connections = 50, .outstanding = 1, .each = 1, .sources = 1, .source_base = 0x7f010000, .count = 10000,
          .deadline = 600000000000u, .request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"};
-
-/* A request, and what its answer begins with; in TT's case the plaintexts of DATA frames.  Elsewhere the answer is as
- * long as `reply`, which need not be known (NULL). */
-struct exchange {
-    const uint8_t *request, *reply;
-    uint32_t request_size, reply_size;
-};
 
 struct peer {
     int fd;
@@ -81,60 +74,17 @@ static bool asking, warming;
 static uint64_t opened, next_due, started, units, server_cpu, own_cpu;
 static clockid_t server_clock;
 static struct { uint64_t resets, ends, unanswered; } ended;
-enum { SUB = 64, BUCKETS = 60 * SUB };
-static uint64_t buckets[BUCKETS], slowest;
-
-static void die(const char *format, ...)
-{
-    va_list list;
-    va_start(list, format);
-    fputs("load: ", stderr);
-    vfprintf(stderr, format, list);
-    fputc('\n', stderr);
-    va_end(list);
-    exit(2);
-}
-
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec t;
-    if (clock_gettime(clock, &t) < 0)
-        die("the clock of the server's process: %s: is pid=%d alive?", strerror(errno), (int)opt.pid);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
-
-static uint64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
 /* ---- what is measured ------------------------------------------------------------------------------------------ */
 
 static void begin_counting(void)
 {
-    units = slowest = 0;
+    units = 0;
     memset(&ended, 0, sizeof ended);
-    memset(buckets, 0, sizeof buckets);
+    latency_clear();
     server_cpu = opt.pid ? clock_ns(server_clock) : 0;
     own_cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     started = now_ns();
-}
-
-/* 64 buckets to each power of two: a percentile is right within 1.6 %. */
-static void note(uint64_t latency)
-{
-    int shift = latency < SUB ? 0 : 63 - __builtin_clzll(latency) - 6;
-    buckets[latency < SUB ? latency : (uint64_t)(shift + 1) * SUB + (latency >> shift) - SUB]++;
-    if (latency > slowest)
-        slowest = latency;
-}
-
-static double percentile(double part)
-{
-    uint64_t seen = 0, wanted = (uint64_t)(part * (double)units);
-    for (uint64_t i = 0; i < BUCKETS; i++) {
-        seen += buckets[i];
-        if (seen > wanted)
-            return i < SUB ? (double)i : (double)((i % SUB + SUB) << (i / SUB - 1));
-    }
-    return (double)slowest;
 }
 
 static void print_result(void)
@@ -146,7 +96,8 @@ static void print_result(void)
            "\"generator_ns\": %.1f, \"generator_busy\": %.3f, \"p50_ns\": %.0f, \"p90_ns\": %.0f, \"p99_ns\": %.0f, \"p999_ns\": %.0f, "
            "\"max_ns\": %lu, \"resets\": %lu, \"ends\": %lu, \"unanswered\": %lu}\n",
            units, seconds, (double)units / seconds, cpu / (double)units, cpu / seconds / (double)SECOND,
-           own / (double)units, own / seconds / (double)SECOND, percentile(.5), percentile(.9), percentile(.99), percentile(.999), slowest,
+           own / (double)units, own / seconds / (double)SECOND, latency_percentile(.5, units), latency_percentile(.9, units),
+           latency_percentile(.99, units), latency_percentile(.999, units), latency_most(),
            ended.resets, ended.ends, ended.unanswered);
 }
 
@@ -210,7 +161,7 @@ static void close_peer(struct peer *p)
 static void unit_done(uint64_t since, uint64_t now)
 {
     units++;
-    note(now - since);
+    latency_note(now - since);
     if (warming && units == opt.warmup) {
         warming = false;
         begin_counting();
@@ -527,40 +478,6 @@ static void take_key(const char *hex)
     tt_prepare(key);
 }
 
-static uint32_t take_bytes(FILE *file, const char *name, const uint8_t **bytes)
-{
-    uint32_t size;
-    uint8_t *data;
-    if (fread(&size, sizeof size, 1, file) != 1)
-        die("script=%s: it ends too early", name);
-    if (!(data = malloc(size + 1)) || fread(data, 1, size, file) != size)
-        die("script=%s: it ends too early, or there is no memory", name);
-    *bytes = data;
-    return size;
-}
-
-/* Sizes (4 bytes, this machine's order) each before its bytes: request, reply, request, reply... */
-static void read_script(const char *name)
-{
-    FILE *file = fopen(name, "rb");
-    int next;
-    if (!file)
-        die("script=%s: %s", name, strerror(errno));
-    for (; (next = getc(file)) != EOF; script_size++) {
-        ungetc(next, file);
-        if (!(script_size & (script_size - 1)) && !(script = realloc(script, (2 * script_size + 1) * sizeof *script)))
-            die("no memory");
-        struct exchange *e = &script[script_size];
-        e->request_size = take_bytes(file, name, &e->request);
-        e->reply_size = take_bytes(file, name, &e->reply);
-        if (e->request_size > MOST_REQUEST)
-            die("script=%s: a request of %u bytes, but %d is the most", name, e->request_size, MOST_REQUEST);
-    }
-    fclose(file);
-    if (script_size-- < 2)
-        die("script=%s: it needs what a connection begins with, and a request", name);
-}
-
 /* Without a script: nothing to begin with; a ping, or request= and reply=. */
 static void make_script(void)
 {
@@ -613,8 +530,10 @@ static void take_option(char *option)
         opt.each = (uint32_t)number;
     else if (strcmp(option, "turns") == 0)
         opt.turns = number;
-    else if (strcmp(option, "script") == 0)
-        read_script(value);
+    else if (strcmp(option, "script") == 0) {
+        script = read_script(value, &script_size);
+        script_size--;
+    }
     else if (strcmp(option, "key") == 0)
         take_key(value);
     else

@@ -12,36 +12,17 @@
 #include <linux/bpf.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base.h"
+
 static const char REQUEST[] = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n";
-static const uint64_t SECOND = 1000000000u;
-
-static void die(const char *format, ...)
-{
-    va_list list;
-    va_start(list, format);
-    fputs("offend: ", stderr);
-    vfprintf(stderr, format, list);
-    fputc('\n', stderr);
-    va_end(list);
-    exit(2);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
 
 static int open_map(const char *path)
 {

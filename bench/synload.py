@@ -64,7 +64,7 @@ def _program(verdict: int) -> bytes:
         0x18,
     )
     due, left, each, made, apart = 0, 8, 16, 24, 32
-    one, make = flood._instruction, flood._program(verdict)
+    one, make = flood.instruction, flood.program_of(verdict)
     count = [
         one(add, 7, number=-1), one(store8, 8, 7, left),
         one(load8, 7, 8, made), one(add, 7, number=1), one(store8, 8, 7, made),

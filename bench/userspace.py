@@ -55,6 +55,16 @@ def row_of(  # noqa: PLR0913 - the columns of the table
     return row
 
 
+def rows_beside_get(name: str, results: dict[str, list[Run]], wanted: str) -> list[Row]:
+    """What is told of answers beside redis-server's to `GET`; `wanted` is for CPU time and rate."""
+    get = "redis GET, TLS"
+    return [
+        row_of(name, "us CPU", results, get, "server_ns", scale=MICRO, wanted=wanted),
+        row_of(name, "/s", results, get, "rate", ours_over_peer=True, wanted=wanted),
+        row_of(name, "us p99", results, get, "p99_ns", scale=MICRO),
+    ]
+
+
 # ---- accept and drop ------------------------------------------------------------------------------------------------
 
 
@@ -109,11 +119,7 @@ def pings(report: Report) -> None:
             results = kit.compare(sides, runs, "server_ns")
             report.details[f"pings_{outstanding}"] = results
             name = f"ping, {outstanding} outstanding"
-            report.add(
-                row_of(name, "us CPU", results, "redis GET, TLS", "server_ns", scale=MICRO, wanted=wanted),
-                row_of(name, "/s", results, "redis GET, TLS", "rate", ours_over_peer=True, wanted=wanted),
-                row_of(name, "us p99", results, "redis GET, TLS", "p99_ns", scale=MICRO),
-            )
+            report.add(*rows_beside_get(name, results, wanted))
 
 
 def handshakes(report: Report) -> None:

@@ -163,13 +163,11 @@ class Nft:
 def ladder(report: Report) -> None:
     """Attempts of 65,536 timed-out sources that one processor turns away a second, by what turns them away."""
     packets, runs = (200_000, 2) if report.quick else (1_000_000, 9)
-    affinity = os.sched_getaffinity(0)
     with ExitStack() as stack:
         block_map, _ = stack.enter_context(pinned_map(SOURCES))
         time_out_flood(block_map)
         line = stack.enter_context(closing(Line()))
-        stack.callback(os.sched_setaffinity, 0, affinity)
-        os.sched_setaffinity(0, {kit.LOAD_CPU})
+        stack.enter_context(kit.on_load_cpu())
         sides: dict[str, Side] = {
             NATIVE: partial(_dropped, line, packets, partial(xdp_on, line.inside, block_map, PORT, "native"), SEND)
         }
@@ -257,16 +255,14 @@ def _without_generator(runs: list[Run], alone: list[Run]) -> list[Run]:
 def program(report: Report) -> None:
     """The program's time on one frame over and over, over that of an empty one, with 65,536 entries in the map."""
     repeat, runs = (200_000, 5) if report.quick else (2_000_000, 21)
-    affinity = os.sched_getaffinity(0)
     with ExitStack() as stack:
         block_map, _ = stack.enter_context(pinned_map(SOURCES))
         time_out_flood(block_map)
         settings = xdp.Settings((PORT,), all_packets=False)
         ours = stack.enter_context(closing(xdp.load_program({4: block_map}, settings))).fd
-        empty = load_xdp(flood._instruction(SET, number=flood.PASS) + flood._instruction(LEAVE), {})
+        empty = load_xdp(flood.instruction(SET, number=flood.PASS) + flood.instruction(LEAVE), {})
         stack.callback(os.close, empty)
-        stack.callback(os.sched_setaffinity, 0, affinity)
-        os.sched_setaffinity(0, {kit.LOAD_CPU})
+        stack.enter_context(kit.on_load_cpu())
         sides = {
             "a timed-out source": partial(_test_run, ours, _frames(flood.NETWORK, PORT), flood.DROP, repeat),
             "another source": partial(_test_run, ours, _frames("198.18.0.0", PORT), flood.PASS, repeat),
@@ -293,7 +289,7 @@ def load_xdp(instructions: bytes, maps: dict[int, tuple[str, Map]]) -> int:
 
 def _frames(network: str, port: int) -> Iterator[bytes]:
     """A SYN from one source of a /16 for each run: where a hash has put its key, and behind which others, is chance."""
-    first, frame = struct.unpack("!I", socket.inet_aton(network))[0], flood._frame(bytes(6), port)
+    first, frame = struct.unpack("!I", socket.inet_aton(network))[0], flood.frame_to(bytes(6), port)
     for number in count(step=3121):
         yield frame[:26] + struct.pack("!I", first + number % SOURCES) + frame[30:]
 

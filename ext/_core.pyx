@@ -1123,32 +1123,8 @@ cdef class Server:
 
         Not from session.receive(): the buffer that it makes anew is being read then.
         """
-        cdef limits new
         cdef loop* l = &self.l
-        memset(&new, 0, sizeof(new))
-        new.connections = l.places
-        new.guests = config.connections_per_source
-        new.accepts = config.accepts_per_turn
-        new.handshakes = config.handshakes_per_turn
-        new.read = config.read_per_turn
-        new.output = config.output_limit
-        new.output_guest = config.output_limit_before_login
-        new.drain = config.drain_limit
-        new.versions = config.bad_version_limit
-        new.hello_interval = int(1e9 / config.hello_rate)
-        new.hello_burst = config.hello_burst
-        for due, seconds in (
-            (DUE_CLOSING, config.drain_deadline), (DUE_HELLO, config.hello_deadline), (DUE_RETRY, 1 / config.hello_rate),
-            (DUE_FRAME_GUEST, config.frame_deadline), (DUE_FRAME_USER, config.frame_deadline),
-            (DUE_IDLE_GUEST, config.idle_before_login), (DUE_IDLE_USER, config.idle_after_login),
-        ):
-            new.due[<int>due] = int(seconds * 1e9)
-        for name, code in REASON_CODES.items():
-            new.hard[<int>code] = config.escalate and name in HARD_REASONS
-            new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
-        new.longest = int(config.timeout_max * 1e9)
-        new.vouched = int(config.timeout_vouched * 1e9) if config.vouching else 0
-        new.observe = config.observe
+        cdef limits new = limits_of(config, l.places)
         networks = Networks(exempt, l.ipv6_prefix)
         self.size_buffer(new.read)
         l.limits = new  # at once with the buffer that it bounds

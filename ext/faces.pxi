@@ -1,5 +1,5 @@
-# The Python faces of what the loop is made of: the frame verdict, the source index, the time-out table; and the lists
-# of names. Included by _core.pyx, so that there is one extension module. It must not know the loop.
+# The Python faces of what the loop is made of: the lists of names, the limits, the frame verdict, the source index, the
+# time-out table. Included by _core.pyx, so that there is one extension module. It must not know the loop.
 
 cdef tuple reason_row(int i):
     return tt_reasons[i].name.decode(), bool(tt_reasons[i].times_out), tt_reasons[i].meaning.decode()
@@ -20,6 +20,36 @@ PROTOCOL = MappingProxyType({   # the numbers of docs/protocol.md
     "HELLO_LEAST": HELLO_LEAST, "HELLO_MOST": HELLO_MOST,
     "DATA_LEAST": DATA_LEAST, "DATA_MOST_GUEST": DATA_MOST_GUEST, "DATA_MOST": DATA_MOST,
 })
+
+
+cdef limits limits_of(object config, uint32_t places) except *:
+    """What a tt.config.Config allows, in the loop's units; `places` are the connections in all."""
+    cdef limits new
+    memset(&new, 0, sizeof(new))
+    new.connections = places
+    new.guests = config.connections_per_source
+    new.accepts = config.accepts_per_turn
+    new.handshakes = config.handshakes_per_turn
+    new.read = config.read_per_turn
+    new.output = config.output_limit
+    new.output_guest = config.output_limit_before_login
+    new.drain = config.drain_limit
+    new.versions = config.bad_version_limit
+    new.hello_interval = int(1e9 / config.hello_rate)
+    new.hello_burst = config.hello_burst
+    for due, seconds in (
+        (DUE_CLOSING, config.drain_deadline), (DUE_HELLO, config.hello_deadline), (DUE_RETRY, 1 / config.hello_rate),
+        (DUE_FRAME_GUEST, config.frame_deadline), (DUE_FRAME_USER, config.frame_deadline),
+        (DUE_IDLE_GUEST, config.idle_before_login), (DUE_IDLE_USER, config.idle_after_login),
+    ):
+        new.due[<int>due] = int(seconds * 1e9)
+    for name, code in REASON_CODES.items():
+        new.hard[<int>code] = config.escalate and name in HARD_REASONS
+        new.length[<int>code] = int(getattr(config, f"timeout_{name}", config.timeout) * 1e9)
+    new.longest = int(config.timeout_max * 1e9)
+    new.vouched = int(config.timeout_vouched * 1e9) if config.vouching else 0
+    new.observe = config.observe
+    return new
 
 
 def judge_frame(bytes data not None, str state not None):

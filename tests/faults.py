@@ -5,7 +5,7 @@ import os
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +69,18 @@ class Faults:
 
 
 @contextmanager
+def beside(work: Callable[[], None], over: threading.Event) -> Iterator[None]:
+    """Work in a thread, which looks at `over`: that is set at the end of the block."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def pinging(server: Process, from_: str = "127.0.0.1") -> Iterator[list[float]]:
     """An honest client that pings all the while on one connection; the seconds of each. Fails with the first error."""
     seconds: list[float] = []
@@ -83,13 +95,8 @@ def pinging(server: Process, from_: str = "127.0.0.1") -> Iterator[list[float]]:
         except TapeTrackError as error:
             failures.append(error)
 
-    thread = threading.Thread(target=ping)
-    thread.start()
-    try:
+    with beside(ping, over):
         yield seconds
-    finally:
-        over.set()
-        thread.join()
     if failures:
         raise failures[0]
     assert seconds

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Faults, client, pinging
+from faults import Faults, beside, client, pinging
 from harness import until
 from process import TT, Process, need
 
@@ -79,13 +79,8 @@ def writing(server: Process, number: int) -> Iterator[list[int]]:
                 librarian.request("volume.update", {"volume": volume(number), "description": str(count)})
                 acknowledged.append(count)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with beside(write, over):
         yield acknowledged
-    finally:
-        over.set()
-        thread.join()
 
 
 # ---- the first start ------------------------------------------------------------------------------------------------

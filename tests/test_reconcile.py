@@ -78,7 +78,7 @@ def test_who_loses_the_right_during_a_reconciliation_keeps_no_certificate(desk: 
     desk.put(msgspec.structs.replace(desk.store.get(Access, "write US01"), level=1))
     with pytest.raises(Exception, match="has no write right for Customer US01"):
         desk.finish(work)
-    assert desk.store.all(Certificate) == []
+    assert desk.store.certificates(LIBR, PAGE) == []
 
 
 def test_who_may_not_reconcile_has_no_name_looked_at(desk: Desk) -> None:

@@ -106,6 +106,7 @@ class Control:
         self._clients: dict[int, _Client] = {}
         self._queue: dict[_Client, None] = {}  # who can go on, in the order of becoming so
         self._next_piece = 0.0  # not before this, monotonic s
+        self._pausing = False  # for want of descriptors nobody is taken until the next tick
         self._requests: Mapping[str, Callable[[Mapping[str, Any], Caller], Answer]] = {
             "status": self._status,
             "bans.list": self._list,
@@ -129,7 +130,9 @@ class Control:
 
     def tick(self) -> None:
         """About once a second: take clients again, after a pause for want of descriptors."""
-        self._server.watch(self._listener.fileno(), self._accept)
+        if self._pausing:
+            self._pausing = False
+            self._server.watch(self._listener.fileno(), self._accept)
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,7 @@ class Control:
             return
         except OSError:  # no descriptor: until the next tick nobody is asked for, or the loop would spin
             self._server.unwatch(self._listener.fileno())
+            self._pausing = True
             return
         connection.setblocking(False)
         caller = _caller(connection)

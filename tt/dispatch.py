@@ -63,26 +63,8 @@ class OperationError(Exception):
 Operation = Callable[["Session", msgspec.Raw], object]
 
 
-class Write:
-    """An operation that has made its change when it returns, and whose Later ends when the change is durable.
-
-    Further ones may be made before that, so that all writes of a message share one commit.  Until `busy()` is None none
-    may be made.
-    """
-
-    __slots__ = ("_run", "busy")
-
-    def __init__(self, run: Operation, busy: Callable[[], Pending | None]) -> None:
-        self._run = run
-        self.busy = busy
-
-    def __call__(self, session: "Session", arguments: msgspec.Raw) -> object:
-        return self._run(session, arguments)
-
-
-class Secret:
-    """An operation of which request or reply holds a password: its replies are not compressed, since the length of a
-    frame tells about what is compressed in it."""
+class _Kind:
+    """An operation of a kind that the dispatcher treats in its own way."""
 
     __slots__ = ("_run",)
 
@@ -93,8 +75,29 @@ class Secret:
         return self._run(session, arguments)
 
 
+class Write(_Kind):
+    """An operation that has made its change when it returns, and whose Later ends when the change is durable.
+
+    Further ones may be made before that, so that all writes of a message share one commit.  Until `busy()` is None none
+    may be made.
+    """
+
+    __slots__ = ("busy",)
+
+    def __init__(self, run: Operation, busy: Callable[[], Pending | None]) -> None:
+        super().__init__(run)
+        self.busy = busy
+
+
+class Secret(_Kind):
+    """An operation of which request or reply holds a password: its replies are not compressed, since the length of a
+    frame tells about what is compressed in it."""
+
+    __slots__ = ()
+
+
 # What a request is answered with an error for; all else is a failure of our own.
-_ANSWERED = (OperationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+ANSWERED = (OperationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Dispatcher:
@@ -282,7 +285,7 @@ class Session:
                 pending = next(steps)
             except StopIteration as end:
                 return end.value if type(end.value) is Later else _success(number, end.value)
-            except _ANSWERED as error:
+            except ANSWERED as error:
                 return _failure(number, error)
             yield from self._pause(None) if pending is None else self._wait(pending)
 
@@ -293,7 +296,7 @@ class Session:
             number = replies[place].id
             try:
                 replies[place] = _success(number, later.result())
-            except _ANSWERED as error:
+            except ANSWERED as error:
                 replies[place] = _failure(number, error)
         unfinished.clear()
 
@@ -306,7 +309,7 @@ def _begin(session: Session, request: wire.Request | wire.Malformed, operation: 
         return wire.Reply(request.id, wire.ReplyError("unknown_operation", "this server has no such operation"))
     try:
         result = operation(session, request.arguments)
-    except _ANSWERED as error:
+    except ANSWERED as error:
         return _failure(request.id, error)
     if type(result) is Later or type(result) is GeneratorType:
         return result
@@ -318,11 +321,15 @@ def _success(number: int | None, result: object) -> wire.Reply:
 
 
 def _failure(number: int | None, error: Exception) -> wire.Reply:
+    return wire.Reply(number, wire.ReplyError(*told(error)))
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """The code and the message with which one of ANSWERED is answered."""
     if isinstance(error, OperationError):
-        return wire.Reply(number, wire.ReplyError(error.code, str(error)))
+        return error.code, str(error)
     # The text of a UnicodeDecodeError quotes the peer's bytes.
-    reason = "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-    return wire.Reply(number, wire.ReplyError("malformed", reason))
+    return "malformed", "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _parts(work: Work, pending: Pending | None, answers: list[bytes], connection: Connection) -> Iterator[bytes | None]:

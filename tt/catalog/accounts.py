@@ -42,7 +42,7 @@ from tt.catalog.model import ALTER, LEVELS, SUPERUSER, Access, Invalid, User, ch
 from tt.catalog.passwords import Job, Passwords, hash_password, one_time_password, same_password
 from tt.catalog.rights import Account, Rights, acknowledged, author, told
 from tt.catalog.sessions import ENDED, Sessions
-from tt.catalog.steps import Steps, answered, drive, hashed, idle, settle
+from tt.catalog.steps import Steps, answered, drive, hashed, settle
 from tt.catalog.store import Author, Store, StoreError
 from tt.catalog.timer import Timer
 from tt.catalog.users import SLICE, Users, find, may_enter, shown
@@ -220,7 +220,7 @@ class Accounts:
         return same_password(now.password, user.password) and may_enter(now, address)
 
     def _keep_stronger(self, user: User, made: str, by: Author) -> Steps:
-        yield from idle(self._store)
+        yield from self._store.idle()
         with self._store.change(by) as change:
             now = change.get(User, user.name)
             if now is not None and now.password == user.password:
@@ -247,7 +247,7 @@ class Accounts:
         stored = user.password if user is not None and may_enter(user, session.address) else ""
         job = self._passwords.change(asked.old, stored, asked.new, session.source)
         yield from self._prove(session, name, asked.old, user, job)
-        yield from idle(self._store)
+        yield from self._store.idle()
         with self._store.change(author(session)) as change:
             now = find(change, name)
             if not same_password(now.password, stored):
@@ -309,7 +309,7 @@ class Accounts:
         once = one_time_password()
         job = self._passwords.make(once)
         yield from hashed(self._passwords, job)
-        yield from idle(self._store)
+        yield from self._store.idle()
         with self._store.change(by) as change:
             row = change.put(_with_once(find(change, name), job.made), "change")
         self._sessions.when_stored(change, lambda session: session.account.name == name)

@@ -27,6 +27,7 @@ from tt.catalog.messages import (
 )
 from tt.catalog.model import Customer, Invalid, Media, User, shorten
 from tt.catalog.rights import ANSWERED, Account, Desk, Editor, Reader, Rights, Writer, acknowledged, author, told
+from tt.catalog.steps import answered
 from tt.catalog.store import Store, StoreError
 from tt.dispatch import Operation, OperationError, Secret, Session, Write
 
@@ -135,7 +136,7 @@ class Catalog:
         def run(session: Session, arguments: msgspec.Raw) -> object:
             account = desk.rights.account(session)
             asked = decode(arguments)
-            return _steps(does(Reader(desk, account, right), asked))
+            return answered(does(Reader(desk, account, right), asked))
 
         return run
 
@@ -145,7 +146,7 @@ class Catalog:
         def run(session: Session, arguments: msgspec.Raw) -> object:
             account = desk.rights.account(session)
             asked = decode(arguments)
-            return _steps(does(Editor(desk, account, right, author(session)), asked))
+            return answered(does(Editor(desk, account, right, author(session)), asked))
 
         return run
 
@@ -223,10 +224,3 @@ def _asked(name: str) -> tuple[str, Callable[[msgspec.Raw], Any]]:
     """The right that an operation takes, and what decodes its arguments."""
     spec = OPERATIONS[name]
     return spec.right, msgspec.msgpack.Decoder(DECODED.get(name, spec.arguments)).decode
-
-
-def _steps(work: Generator[Any, None, object]) -> Generator[Any, None, object]:
-    try:
-        return (yield from work)
-    except (Invalid, StoreError) as error:
-        raise OperationError(*told(error)) from error

@@ -47,7 +47,7 @@ def reconcile(at: Editor, asked: Asked) -> Generator[Pending | None, None, objec
     expected = yield from _expected(at, here)
     surplus = yield from _without(scanned, expected)
     deficit = yield from _without(expected, scanned)
-    yield from at.idle()
+    yield from at.store.idle()
     with at.writing() as writer:
         writer.permit("repository", here.name)
         certificate = Certificate(

@@ -8,12 +8,11 @@ holds until a User or an Access entry changes (`Rights.changed`), so that a look
 Must not know how an operation is done, how users log in, or how records are stored.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-import msgspec
-
+from tt import dispatch
 from tt.catalog.messages import RIGHTS, Written
 from tt.catalog.model import (
     ALTER,
@@ -216,8 +215,8 @@ class Writer(Reader):
 class Editor(Reader):
     """The committed records, for work of several steps that makes a change in some of them.
 
-    It reads what is committed, gives None or waits (`yield from at.idle()`), and changes with `at.writing()` at once
-    after that: what it read before may have changed, and the account's rights too.
+    It reads what is committed, gives None or waits (`yield from at.store.idle()`), and changes with `at.writing()` at
+    once after that: what it read before may have changed, and the account's rights too.
     """
 
     __slots__ = ("author",)
@@ -225,10 +224,6 @@ class Editor(Reader):
     def __init__(self, desk: Desk, account: Account, right: str, author: Author) -> None:
         super().__init__(desk, account, right)
         self.author = author
-
-    def idle(self) -> Generator[Pending, None, None]:
-        while (pending := self.store.busy) is not None:
-            yield pending
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
@@ -254,19 +249,16 @@ def author(session: Session) -> Author:
     return Author(session.account.name, session.hello.name, session.address)
 
 
-ANSWERED = (OperationError, Invalid, StoreError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+ANSWERED = (Invalid, StoreError, *dispatch.ANSWERED)
 
 
 def told(error: Exception) -> tuple[str, str]:
     """The code and the message with which one of ANSWERED is answered."""
-    if isinstance(error, OperationError):
-        return error.code, str(error)
     if isinstance(error, Invalid):
         return "invalid", str(error)
     if isinstance(error, StoreError):
         return "storage", str(error)
-    # The text of a UnicodeDecodeError quotes the peer's bytes.
-    return "malformed", "text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return dispatch.told(error)
 
 
 def missing(what: str, name: str) -> OperationError:

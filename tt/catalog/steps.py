@@ -30,12 +30,6 @@ def answered(steps: Steps) -> Steps:
         raise OperationError("busy", "too many passwords are being checked just now: again in a second") from None
 
 
-def idle(store: Store) -> Steps:
-    """Until no COMMIT is under way: then a change may be made."""
-    while (pending := store.busy) is not None:
-        yield pending
-
-
 def hashed(passwords: Passwords, job: Job) -> Steps:
     """Until the thread has done it.  Raises OperationError: busy."""
     try:

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -181,10 +181,8 @@ class Store:
         return found[0] if found else None
 
     def all(self, kind: type[R], prefix: str = "") -> list[R]:
-        """Those whose names begin with `prefix`, sorted by name; of all kinds but Volume."""
-        records = self._records.get(kind)
-        if records is None:
-            return self._select(kind, "WHERE name >= ? AND name < ? ORDER BY name", prefix, prefix + "\U0010ffff")
+        """Those whose names begin with `prefix`, sorted by name; of all kinds but Volume and Certificate."""
+        records = self._records[kind]
         names = self._names[kind]
         if names is None:
             names = self._names[kind] = sorted(records)
@@ -270,6 +268,11 @@ class Store:
     def busy(self) -> Pending | None:
         """The COMMIT under way, during which nothing may be changed; None: go on."""
         return None if self._committing is None else self._committing.pending
+
+    def idle(self) -> Generator[Pending, None, None]:
+        """Gives what to wait for, until no COMMIT is under way: then a change may be made."""
+        while (pending := self.busy) is not None:
+            yield pending
 
     def change(self, author: Author) -> "Change":
         """For a `with` statement, which an exception leaves with nothing changed.  One at a time, and not while busy.

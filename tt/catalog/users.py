@@ -28,7 +28,7 @@ from tt.catalog.model import LEVELS, NONE, SUPERUSER, Access, Invalid, User, che
 from tt.catalog.passwords import Passwords, one_time_password
 from tt.catalog.rights import acknowledged, author
 from tt.catalog.sessions import Sessions
-from tt.catalog.steps import Steps, hashed, idle
+from tt.catalog.steps import Steps, hashed
 from tt.catalog.store import Change, Store
 from tt.catalog.structure import given
 from tt.dispatch import OperationError, Session
@@ -59,7 +59,7 @@ class Users:
         once = "" if asked.password else one_time_password()
         job = self._passwords.make(asked.password or once, session.source)
         yield from hashed(self._passwords, job)
-        yield from idle(self._store)
+        yield from self._store.idle()
         self._permit(session, "user.add")
         with self._store.change(author(session)) as change:
             _must_be_new(self._store, change, asked.user)
@@ -99,7 +99,7 @@ class Users:
         once = one_time_password()
         job = self._passwords.make(once, session.source)
         yield from hashed(self._passwords, job)
-        yield from idle(self._store)
+        yield from self._store.idle()
         self._permit(session, "user.reset")
         with self._store.change(author(session)) as change:
             row = change.put(replace(find(change, asked.user), password=job.made, must_change=True), "change")

@@ -480,7 +480,7 @@ def _started(at: Editor, page: MovedPage, names: list[str]) -> Generator[Pending
     """
     entries: list[Moved] = []
     done = Written(page.sequence, page.hash)
-    yield from at.idle()
+    yield from at.store.idle()
     with at.writing() as writer:
         for name in names:
             done = _start(writer, name, entries) or done

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from tt.catalog.messages import Scanned
-from tt.catalog.model import Invalid, check_name
-from tt.cli import output, server_option
+from tt.cli import actions, output, server_option
 from tt.client import Client, ConnectionLost
 
 MAX_BARCODE = 20  # characters, as of the longest full name
@@ -44,17 +43,10 @@ def add_repository(parser: argparse.ArgumentParser, text: str, *, required: bool
     parser.add_argument(
         "--repository",
         metavar="R",
-        type=_repository,
+        type=actions.fitting("repository"),
         required=required,
         help=f"{text}, by its full name, such as US01.LTO.VLT1.",
     )
-
-
-def _repository(text: str) -> str:
-    try:
-        return check_name("repository", text)
-    except Invalid as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def barcodes(stream: BinaryIO) -> Iterator[tuple[int, str]]:
