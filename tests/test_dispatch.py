@@ -495,7 +495,7 @@ def test_nothing_is_done_any_more_once_the_session_has_closed(together):
 
 
 def test_a_reply_with_a_secret_is_not_compressed_and_neither_is_what_comes_with_it():
-    text = "same" * 100
+    text = "same" * 200
     peer = Peer({"open": lambda *_: text, "secret": Secret(lambda *_: text)}, logged_in=True)
     for names, compressed in ((["open"], True), (["secret"], False), (["open", "secret"], False), (["open"], True)):
         body = encode_requests([Request(number, name) for number, name in enumerate(names)])

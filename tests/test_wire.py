@@ -369,11 +369,11 @@ def test_a_compressible_body_of_4_kib_is_much_smaller_on_the_wire():
     assert joined(assembler(), frames) == BODY_4K
 
 
-def test_a_body_is_compressed_from_128_bytes_on_where_that_is_shorter_and_allowed():
-    assert wire.split_message(b"a" * 127, wire.MAX_DATA, compress=True) == [b"\0" + b"a" * 127]
-    assert wire.split_message(b"a" * 128, wire.MAX_DATA, compress=True)[0][0] == wire.COMPRESSED
-    noise = random.Random(1).randbytes(4096)
-    assert wire.split_message(noise, wire.MAX_DATA, compress=True) == [b"\0" + noise]
+def test_a_body_is_compressed_from_512_bytes_on_where_that_is_shorter_and_allowed():
+    for body in (b"a" * 512, b"a" * 4096, b"a" * 4097):
+        assert assembler().feed(b"\1" + wire.split_message(body, wire.MAX_DATA, compress=True)[0][1:]) == body
+    for body in (b"a" * 511, random.Random(1).randbytes(4096)):
+        assert wire.split_message(body, wire.MAX_DATA, compress=True) == [b"\0" + body]
     assert wire.split_message(b"a" * 4000, wire.MAX_DATA, compress=False) == [b"\0" + b"a" * 4000]
 
 

@@ -8,7 +8,7 @@ It must not know sockets, and of an operation only its name and how it is called
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter
 from types import GeneratorType
 from typing import Any, Protocol
@@ -73,6 +73,12 @@ class _Kind:
 
     def __call__(self, session: "Session", arguments: msgspec.Raw) -> object:
         return self._run(session, arguments)
+
+
+class Read(_Kind):
+    """An operation that is over when it returns: it gives neither a Later nor a generator."""
+
+    __slots__ = ()
 
 
 class Write(_Kind):
@@ -195,10 +201,11 @@ class Session:
         if self.account is not None:
             self._dispatcher.ended(self)
 
-    def _sealed(self, body: bytes, *, compress: bool) -> Iterable[bytes]:
-        for plaintext in wire.split_message(body, wire.MAX_DATA, compress=compress):
-            head = wire.header(wire.DATA, len(plaintext) + wire.TAG)
-            yield head + self._transport.seal(head, plaintext)
+    def _sealed(self, body: bytes, *, compress: bool) -> list[bytes]:
+        return [
+            (head := wire.header(wire.DATA, len(plaintext) + wire.TAG)) + self._transport.seal(head, plaintext)
+            for plaintext in wire.split_message(body, wire.MAX_DATA, compress=compress)
+        ]
 
     def _work(self, frames: list[bytes], answers: list[bytes]) -> Work:
         """Appends the answers."""
@@ -214,7 +221,8 @@ class Session:
                 if body:
                     requests = wire.decode_requests(body)
                     left -= len(requests)
-                    yield from self._answer(requests, answers)
+                    if len(requests) > 1 or not self._answer_read(requests[0], answers):
+                        yield from self._answer(requests, answers)
                 elif body is not None:
                     answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
         except (NoiseError, wire.Tampered):
@@ -227,6 +235,17 @@ class Session:
     def _wait(self, pending: Pending) -> Work:
         while not pending.done:
             yield from self._pause(pending)
+
+    def _answer_read(self, request: wire.Request | wire.Malformed, answers: list[bytes]) -> bool:
+        """Answers a message of one Read, as most are, without the machinery for what may have to wait.  Else False."""
+        operation = self._dispatcher.operations.get(request.operation) if type(request) is wire.Request else None
+        if type(operation) is not Read:
+            return False
+        compress = self.logged_in
+        self.requests += 1
+        for body in _bodies([_begin(self, request, operation)]):
+            answers += self._sealed(body, compress=compress)
+        return True
 
     def _answer(self, requests: list[wire.Request | wire.Malformed], answers: list[bytes]) -> Work:
         compress = self.logged_in  # the reply to login itself still has no flags
@@ -317,7 +336,7 @@ def _begin(session: Session, request: wire.Request | wire.Malformed, operation: 
 
 
 def _success(number: int | None, result: object) -> wire.Reply:
-    return wire.Reply(number, None, msgspec.Raw(_encode(result)))
+    return wire.Reply(number, None, result if type(result) is msgspec.Raw else msgspec.Raw(_encode(result)))
 
 
 def _failure(number: int | None, error: Exception) -> wire.Reply:
@@ -350,18 +369,15 @@ def _parts(work: Work, pending: Pending | None, answers: list[bytes], connection
             return
 
 
-def _bodies(replies: list[wire.Reply]) -> Iterator[bytes]:
+def _bodies(replies: list[wire.Reply]) -> Iterable[bytes]:
     """The replies in one body where they fit; clients pack requests, so that they may not."""
     if not replies:
-        return
+        return []
     try:
-        body = wire.encode_replies(replies)
+        return [wire.encode_replies(replies)]
     except ValueError:
         if len(replies) > 1:
             half = len(replies) // 2
-            yield from _bodies(replies[:half])
-            yield from _bodies(replies[half:])
-            return
+            return chain(_bodies(replies[:half]), _bodies(replies[half:]))
         error = wire.ReplyError("too_long", f"the result is longer than {wire.MAX_TO_CLIENT} bytes: ask for less")
-        body = wire.encode_replies([wire.Reply(replies[0].id, error)])
-    yield body
+        return [wire.encode_replies([wire.Reply(replies[0].id, error)])]

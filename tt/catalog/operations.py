@@ -29,7 +29,7 @@ from tt.catalog.model import Customer, Invalid, Media, User, shorten
 from tt.catalog.rights import ANSWERED, Account, Desk, Editor, Reader, Rights, Writer, acknowledged, author, told
 from tt.catalog.steps import answered
 from tt.catalog.store import Store, StoreError
-from tt.dispatch import Operation, OperationError, Secret, Session, Write
+from tt.dispatch import Operation, OperationError, Read, Secret, Session, Write
 
 # Each gives one record of what is committed, or a few.
 READS: dict[str, Callable[[Reader, Any], object]] = {
@@ -118,7 +118,7 @@ class Catalog:
             except (Invalid, StoreError) as error:
                 raise OperationError(*told(error)) from error
 
-        return run
+        return Read(run)
 
     def _getting(self) -> Operation:
         """volume.get, which is asked more often than all others together: as `_reading`, with the answers kept."""
