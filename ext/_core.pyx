@@ -1,6 +1,6 @@
 """tt._core: the event loop, compiled.  It reads like the life of a connection:
 
-    accept -> gate -> read -> frame -> dispatch -> write -> close -> expire        class Server last
+    accept -> gate -> read -> frame -> dispatch -> write -> close -> expire        class Server in server.pxi
 
 Rules.  The thread blocks in epoll_wait and nowhere else.  Epoll is edge-triggered: an edge marks a connection readable or
 writable, and the mark stays until the socket said that it has no more, so whoever hits a bound waits on the ready queue
@@ -19,7 +19,7 @@ from typing import NamedTuple
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
@@ -41,15 +41,16 @@ from linux cimport (
 )
 from model cimport (
     ACCEPT_PAUSE, DEAF, DUE_CLOSING, DUE_FRAME_GUEST, DUE_FRAME_USER, DUE_HELLO, DUE_IDLE_GUEST, DUE_IDLE_USER, DUE_NONE,
-    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, GUEST, HUNG_UP, LINK_GUEST, LINK_READY,
-    LISTENER, ON_TIME, OPEN_VERDICT, PARKED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
+    DUE_RETRY, DUES, EVENTS_PER_TURN, EXPIRIES_PER_TURN, FIRST_BYTES, GUEST, HEADER_DUE, HUNG_UP, LINK_GUEST, LINK_READY,
+    LISTENER, ON_TIME, OPEN_VERDICT, PARKED, PROXIED, READABLE, RECORDS, REFUSE_INTERVAL, SIGNALS, SOURCES_LEAST,
     STOP_DEADLINE, TICK, TURN_SHARE, VERSION_WINDOW, WATCHED, WRITABLE, conn, limits, listener, loop, network, record, span,
 )
 from names cimport (
-    R_ADOPTED, R_BAD_HELLO, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED,
+    R_ADOPTED, R_BAD_HELLO, R_BAD_PROXY, R_BAD_VERSION, R_IDLE, R_INTERNAL, R_NOT_PROTOCOL, R_OPERATOR, R_PEER_CLOSED,
     R_SHUTDOWN, R_SILENT, R_SLOW_READER, R_STALLED, R_TIMED_OUT, R_TOO_MANY, REASONS_COUNT, S_CLOSING, S_FREE,
     S_LOGGED_IN, S_NEW, S_OPEN, S_WAITING, STATES_COUNT, tt_reason, tt_reasons, tt_state, tt_states,
 )
+from proxy cimport PROXY_MOST, proxied, proxy_verdict
 from queues cimport next_ready, queue_due, queue_ready, set_state, unqueue_ready
 from source cimport (
     NO_SLOT, index_drop, index_find, index_free, index_init, index_put, read_big_endian, source_from_v4, source_from_v6,
@@ -132,25 +133,51 @@ cdef inline void turn_away(loop* l, int fd, tt_reason reason) noexcept nogil:
 
 cdef void gate(loop* l, int fd, sockaddr_storage* address) noexcept nogil:
     cdef source_key source = source_of(l, address)
+    cdef bint by_proxy = l.proxy_count and is_proxy(l, address)
+    cdef tt_reason why = R_TOO_MANY
+    # A proxy is its clients' way in: it is neither looked up nor held to the share of one source.
+    cdef uint32_t place = budget_claim(&l.budgets, source) if by_proxy else claim(l, source, &why)
+    if place == NONE:
+        turn_away(l, fd, why)
+        return
+    # After the source's share: who is over his share must not cost another one his place.
+    if l.open >= l.limits.connections and not make_room(l):
+        budget_release(&l.budgets, place)
+        turn_away(l, fd, R_TOO_MANY)
+        return
+    admit(l, fd, address, source, place, HEADER_DUE if by_proxy else 0)
+
+
+cdef inline bint is_proxy(loop* l, sockaddr_storage* address) noexcept nogil:
+    """By its whole address as it stands, not by its source: who shares a proxy's /64 may not speak for others."""
+    cdef source_key peer
+    if address.ss_family == AF_INET:
+        peer = source_from_v4(ntohl((<sockaddr_in*>address).sin_addr.s_addr))
+    else:
+        peer.hi = read_big_endian((<sockaddr_in6*>address).sin6_addr.s6_addr)
+        peer.lo = read_big_endian((<sockaddr_in6*>address).sin6_addr.s6_addr + 8)
+    return is_touched(peer, 128, l.proxies, l.proxy_count)
+
+
+cdef inline uint32_t claim(loop* l, source_key source, tt_reason* why) noexcept nogil:
+    """A place among the source's connections; NONE, and why: its time-out runs, or it has its share."""
     cdef timeout_slot* slot = table_find(table_of(l, source), source, l.now)
     cdef uint32_t place
     if slot != NULL:
         slot.dropped += 1
-        turn_away(l, fd, R_TIMED_OUT)
-        return
-    # The source's share before the room for it: who is over his share must not cost another one his place.
+        why[0] = R_TIMED_OUT
+        return NONE
+    why[0] = R_TOO_MANY
     place = budget_claim(&l.budgets, source)
-    if place == NONE:
-        turn_away(l, fd, R_TOO_MANY)
-        return
-    if l.budgets.slots[place].guest_count >= l.limits.guests or l.open >= l.limits.connections and not make_room(l):
+    if place != NONE and l.budgets.slots[place].guest_count >= l.limits.guests:
         budget_release(&l.budgets, place)
-        turn_away(l, fd, R_TOO_MANY)
-        return
-    admit(l, fd, address, source, place)
+        return NONE
+    return place
 
 
-cdef void admit(loop* l, int fd, sockaddr_storage* address, source_key source, uint32_t place) noexcept nogil:
+cdef void admit(
+    loop* l, int fd, sockaddr_storage* address, source_key source, uint32_t place, uint16_t flags
+) noexcept nogil:
     cdef uint32_t i = l.unused.head
     cdef conn* c
     cdef uint32_t generation
@@ -179,9 +206,10 @@ cdef void admit(loop* l, int fd, sockaddr_storage* address, source_key source, u
     c.since = l.now
     l.open += 1
     set_state(l, c, S_NEW)
-    join_guests(l, c)
+    c.flags |= READABLE | flags
+    if not c.flags & HEADER_DUE:
+        join_guests(l, c)
     queue_due(l, c, DUE_HELLO)
-    c.flags |= READABLE
     if not read_turn(l, c):  # a scanner's bytes are often there already: judged now, they cost no turn and no edge
         return
     if may_read(l, c):
@@ -246,7 +274,7 @@ cdef inline bint takes_frames(loop* l, conn* c) noexcept nogil:
 cdef inline size_t most_of_turn(loop* l, conn* c) noexcept nogil:
     """Before login a frame's worth, so that the replies to one turn stay near the bound of unsent output."""
     if c.state == S_NEW:
-        return HEADER + HELLO_MOST - c.held_size
+        return (PROXY_MOST if c.flags & HEADER_DUE else 0) + HEADER + HELLO_MOST - c.held_size
     return l.limits.read if c.state == S_LOGGED_IN else HEADER + DATA_MOST_GUEST
 
 
@@ -294,6 +322,8 @@ cdef bint judge(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
     cdef size_t at = 0
     cdef uint32_t total, count = 0
     cdef int verdict = FRAME_MORE
+    if c.flags & HEADER_DUE:
+        return judge_header(l, c, p, n)
     while at < n:
         verdict = frame_verdict(p + at, n - at, <tt_state>c.state, &total)
         if verdict != FRAME_WHOLE:
@@ -321,6 +351,42 @@ cdef bint judge(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
         else:
             queue_due(l, c, DUE_FRAME_USER if c.state == S_LOGGED_IN else DUE_FRAME_GUEST)
     return hold(l, c, p + at, n - at)
+
+
+cdef bint judge_header(loop* l, conn* c, const uint8_t* p, size_t n) noexcept nogil:
+    """A proxy says first for whom it speaks; from there on the connection is the client's."""
+    cdef proxied client
+    cdef uint32_t total
+    cdef int verdict = proxy_verdict(p, n, &total, &client)
+    if verdict == FRAME_MORE:
+        return hold(l, c, p, n)
+    if verdict != FRAME_WHOLE:
+        return end(l, c, <tt_reason>verdict, True)
+    c.flags &= ~HEADER_DUE
+    if not client.told:
+        join_guests(l, c)
+    elif not pass_on(l, c, &client):
+        return False
+    c.since = l.now  # the client's time begins here: a header that came late is not his fault
+    queue_due(l, c, DUE_HELLO)
+    return n == total or judge(l, c, p + total, n - total)
+
+
+cdef bint pass_on(loop* l, conn* c, const proxied* client) noexcept nogil:
+    """What the gate did not know: the client is looked up, and the connection counts as one of his."""
+    cdef source_key source = source_from_v6(client.address, l.ipv6_prefix)
+    cdef tt_reason why
+    cdef uint32_t place = claim(l, source, &why)
+    if place == NONE:
+        return end(l, c, why, True)
+    budget_release(&l.budgets, c.budget)
+    c.budget = place
+    c.source = source
+    c.flags |= PROXIED
+    memcpy(c.address, client.address, sizeof(c.address))
+    c.port = client.port
+    join_guests(l, c)
+    return True
 
 
 cdef bint reject(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n) noexcept nogil:
@@ -355,14 +421,15 @@ cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n
     """Times out the source of the connection, and resets it."""
     cdef source_key source = c.source
     cdef record* r
-    cdef bint vouched, exempt = is_touched(source, l.ipv6_prefix, l.exempt, l.exempt_count)
+    cdef bint vouched, exempt = is_exempt(l, c)
     if exempt or l.limits.observe:
         r = new_record(l, source, reason)
         r.exempt = exempt
+        r.proxied = c.flags & PROXIED != 0
     else:
         vouched = reason == R_NOT_PROTOCOL and is_vouched_for(l, source)
         r = time_out(l, source, reason, l.limits.vouched if vouched else l.limits.length[<int>reason],
-                     l.limits.hard[<int>reason] and not vouched)
+                     c.flags & PROXIED != 0, l.limits.hard[<int>reason] and not vouched)
     r.first_size = <uint8_t>min(n, <size_t>FIRST_BYTES)
     if n:
         memcpy(r.first, p, r.first_size)
@@ -372,19 +439,28 @@ cdef bint condemn(loop* l, conn* c, tt_reason reason, const uint8_t* p, size_t n
     return False
 
 
+cdef inline bint is_exempt(loop* l, conn* c) noexcept nogil:
+    """Who is named so, and whoever has a source with a proxy, which is its clients' way in."""
+    return (is_touched(c.source, l.ipv6_prefix, l.exempt, l.exempt_count)
+            or is_touched(c.source, l.ipv6_prefix, l.proxies, l.proxy_count))
+
+
 cdef inline bint is_vouched_for(loop* l, source_key source) noexcept nogil:
     """A good login came from there: a link that is clicked in an office does not cut the office off."""
     return l.vouched != NULL and l.limits.vouched and table_find(&l.vouched[not source_is_v4(source)], source, l.now) != NULL
 
 
-cdef record* time_out(loop* l, source_key source, tt_reason reason, int64_t length, bint hard) noexcept nogil:
+cdef record* time_out(
+    loop* l, source_key source, tt_reason reason, int64_t length, bint behind_proxy, bint hard
+) noexcept nogil:
     """Into the table; the record goes to the application at the end of the turn."""
     cdef record* r = new_record(l, source, reason)
     cdef source_key evicted
     cdef bint gave_way
     cdef timeout_slot* slot = table_add(
-        table_of(l, source), source, l.now, length, <uint8_t>reason, hard, l.limits.longest, &evicted, &gave_way)
-    r.start, r.end, r.before = slot.start, slot.end, slot.before
+        table_of(l, source), source, l.now, length, <uint8_t>reason, behind_proxy, hard, l.limits.longest,
+        &evicted, &gave_way)
+    r.start, r.end, r.before, r.proxied = slot.start, slot.end, slot.before, slot.proxied
     if gave_way:
         l.ended[l.ended_count] = evicted
         l.ended_count += 1
@@ -779,6 +855,8 @@ cdef void overdue(loop* l, conn* c) noexcept nogil:
             ask_handshake(l, c)
     elif c.state == S_NEW and not last_look(l, c):
         return
+    elif c.flags & HEADER_DUE and c.held_size:
+        end(l, c, R_BAD_PROXY, True)
     elif c.state == S_NEW and c.held_size:
         condemn(l, c, R_STALLED, c.held, c.held_size)
     elif c.state == S_NEW:
@@ -811,12 +889,12 @@ cdef void report(loop* l) noexcept with gil:
 cdef object added_record(loop* l, record* r):
     return TimedOut(
         source_format(r.source, l.ipv6_prefix), source_pack(r.source), REASONS[r.reason][0], r.start, r.end,
-        r.before, r.exempt, PyBytes_FromStringAndSize(<const char*>r.first, r.first_size),
+        r.before, r.exempt, PyBytes_FromStringAndSize(<const char*>r.first, r.first_size), bool(r.proxied),
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The turn, and the class that Python sees
+# The turn
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef void turn(loop* l, epoll_event* events) noexcept nogil:
@@ -928,264 +1006,4 @@ cdef void begin_stop(loop* l) noexcept nogil:
             finish(l, c, R_SHUTDOWN)
 
 
-@cython.final
-cdef class Connection:
-    """What a session knows of its connection.  Outlives it harmlessly: on an ended connection every call does nothing."""
-
-    cdef Server server
-    cdef uint32_t place, generation
-    cdef readonly str source    # what is timed out: "192.0.2.1", "2001:db8::/64"
-    cdef readonly str address   # the peer's own
-    cdef readonly int port
-
-    cdef void bind(self, loop* l, conn* c):
-        self.server = <Server>l.server
-        self.place = <uint32_t>(c - l.conns)
-        self.generation = c.generation
-        self.source = source_format(c.source, l.ipv6_prefix)
-        self.address = source_format(source_from_v6(c.address, 128), 128)
-        self.port = c.port
-
-    cdef conn* find(self) noexcept:
-        cdef conn* c = &self.server.l.conns[self.place]
-        return c if c.generation == self.generation and c.state != S_FREE else NULL
-
-    def close(self, str reason not None):
-        """End it for a reason of REASONS, once the reply that is being made is sent; a reason that times out ends it now."""
-        cdef conn* c = self.find()
-        cdef int code = REASON_CODES[reason]
-        if c != NULL and c.state != S_CLOSING and c.verdict == OPEN_VERDICT:
-            c.verdict = <uint8_t>code
-            queue_ready(&self.server.l, c)
-
-    def resume(self):
-        """What the parts of its reply waited for has come."""
-        cdef conn* c = self.find()
-        if c != NULL and c.flags & PARKED:
-            c.flags &= ~PARKED
-            queue_ready(&self.server.l, c)
-
-    def log_in(self):
-        """A user has logged in: longer frames, more time, and no part in what happens to strangers of the same source."""
-        cdef conn* c = self.find()
-        if c != NULL and c.state == S_OPEN:
-            leave_guests(&self.server.l, c)
-            set_state(&self.server.l, c, S_LOGGED_IN)
-            if c.due == DUE_IDLE_GUEST or c.due == DUE_FRAME_GUEST:
-                queue_due(&self.server.l, c, DUE_IDLE_USER if c.due == DUE_IDLE_GUEST else DUE_FRAME_USER)
-
-
-@cython.final
-cdef class Server:
-    """The loop with its listeners.
-
-    `listeners` are descriptors that the server owns from here on: non-blocking, listening, with SO_LINGER 0 and
-    TCP_NODELAY (both are inherited by what they accept).  At most `places` connections are held at a time.  `signals`
-    are blocked by the caller and come to app.signal(number).  The application:
-
-        app.hello(connection, hello: bytes) -> (session, welcome: bytes) | None     None: it did not authenticate
-        session.receive(frames: list[bytes]) -> bytes | iterator of bytes | None    whole frames, whole frames back
-        session.closed(reason: str)
-        app.turn(added: list[TimedOut], ended: list[bytes])                         once a turn; packed sources
-        app.tick()                                                                  about once a second
-        app.signal(number: int), app.failed(error: BaseException)
-
-    An iterator goes out part by part, as the peer reads; where it gives None, Connection.resume() asks for the next one.
-    `vouched`: sources whose `not_protocol` is short and not doubled, since somebody there has logged in.
-    """
-
-    cdef loop l
-    cdef TimeoutTable table, vouched
-    cdef object app
-    cdef dict watchers
-    cdef Networks exempt
-    cdef int signal_fd
-
-    def __cinit__(self):
-        self.l.epoll = self.signal_fd = -1
-
-    def __init__(
-        self, listeners, uint32_t places, TimeoutTable table not None, app, config, *,
-        exempt=(), signals=(), TimeoutTable vouched=None,
-    ):
-        cdef loop* l = &self.l
-        cdef uint64_t k[2]
-        cdef uint32_t i
-        if l.epoll >= 0:
-            raise RuntimeError("a Server is made once")
-        self.table, self.app, self.watchers = table, app, {}
-        l.app, l.server, l.tables, l.ipv6_prefix = <PyObject*>app, <PyObject*>self, table.families, table.ipv6_prefix
-        if vouched is not None:
-            self.vouched, l.vouched = vouched, vouched.families
-        l.places = places
-        l.count.states[<int>S_FREE] = places
-        self.configure(config, exempt)
-        for chain_number in range(DUES):
-            chain_clear(&l.due[chain_number])
-        chain_clear(&l.ready)
-        chain_clear(&l.hellos)
-        chain_clear(&l.unused)
-        seed = os.urandom(16)
-        memcpy(k, PyBytes_AS_STRING(seed), 16)
-        l.conns = <conn*>calloc(l.places, sizeof(conn))
-        l.listeners = <listener*>calloc(len(listeners), sizeof(listener))
-        l.added = <record*>calloc(RECORDS, sizeof(record))
-        l.ended = <source_key*>calloc(RECORDS, sizeof(source_key))
-        if (budgets_init(&l.budgets, max(2 * l.places, SOURCES_LEAST), k[0], k[1]) < 0
-                or not (l.conns and l.listeners and l.added and l.ended)):
-            raise MemoryError
-        l.epoll = epoll_create1(EPOLL_CLOEXEC)
-        if l.epoll < 0:
-            raise OSError(errno, "epoll_create1 failed")
-        for i, fd in enumerate(listeners):
-            l.listeners[i].fd = fd
-            l.listener_count += 1
-            self.register(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, <uint64_t>LISTENER << 32 | i)
-        if signals:
-            self.open_signals(signals)
-
-    cdef int register(self, int operation, int fd, uint32_t events, uint64_t data) except -1:
-        cdef epoll_event event
-        event.events = events
-        event.data.u64 = data
-        if epoll_ctl(self.l.epoll, operation, fd, &event) < 0:
-            raise OSError(errno, f"descriptor {fd} cannot be watched")
-        return 0
-
-    def watch(self, int fd, watcher, *, bint reading=True, bint writing=False):
-        """Calls watcher(readable, writable) whenever the descriptor is so, in every turn (level-triggered)."""
-        cdef uint32_t events = (EPOLLIN if reading else 0) | (EPOLLOUT if writing else 0)
-        self.register(EPOLL_CTL_MOD if fd in self.watchers else EPOLL_CTL_ADD, fd, events, <uint64_t>WATCHED << 32 | <uint32_t>fd)
-        self.watchers[fd] = watcher
-
-    def unwatch(self, int fd):
-        """Ends what watch began; before the descriptor is closed."""
-        if self.watchers.pop(fd, None) is not None:
-            self.register(EPOLL_CTL_DEL, fd, 0, 0)
-
-    def time_out(self, str source not None, int64_t length_ns):
-        """Times out a source by hand, as its TimeoutRecord; its connections without a login are reset."""
-        cdef source_key key = source_parse(source, self.l.ipv6_prefix)
-        if not 0 < length_ns <= LONGEST:
-            raise ValueError(f"a time-out of {length_ns} ns: it must be 1 ns .. 30 days")
-        self.l.now = monotonic_ns()
-        time_out(&self.l, key, R_OPERATOR, length_ns, False)
-        reset_guests(&self.l, key)
-        return self.table.find(source, self.l.now)
-
-    def lift(self, str source not None):
-        """Ends and forgets a time-out, repeats too.  False: there was none, running or remembered."""
-        cdef source_key key = source_parse(source, self.l.ipv6_prefix)
-        if self.l.ended_count == RECORDS:
-            report(&self.l)
-        if not table_remove(table_of(&self.l, key), key):
-            return False
-        self.l.ended[self.l.ended_count] = key
-        self.l.ended_count += 1
-        return True
-
-    cdef int open_signals(self, signals) except -1:
-        cdef sigset_t wanted
-        sigemptyset(&wanted)
-        for number in signals:
-            sigaddset(&wanted, number)
-        self.signal_fd = signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC)
-        if self.signal_fd < 0:
-            raise OSError(errno, "signalfd failed")
-        return self.register(
-            EPOLL_CTL_ADD, self.signal_fd, EPOLLIN | EPOLLET, <uint64_t>SIGNALS << 32 | <uint32_t>self.signal_fd)
-
-    def __dealloc__(self):
-        cdef loop* l = &self.l
-        cdef uint32_t i
-        for i in range(l.used):
-            if l.conns[i].state != S_FREE:
-                release_objects(&l.conns[i])
-                release_held(&l.conns[i])
-                release_output(&l.conns[i])
-                close(l.conns[i].fd)
-        for i in range(l.listener_count):
-            close(l.listeners[i].fd)
-        if self.signal_fd >= 0:
-            close(self.signal_fd)
-        if l.epoll >= 0:
-            close(l.epoll)
-        budgets_free(&l.budgets)
-        free(l.conns)
-        free(l.listeners)
-        free(l.buffer)
-        free(l.spans)
-        free(l.added)
-        free(l.ended)
-
-    def configure(self, config, exempt=()):
-        """Takes the limits of a tt.config.Config (max_connections only at the start) and the exempt networks.
-
-        Not from session.receive(): the buffer that it makes anew is being read then.
-        """
-        cdef loop* l = &self.l
-        cdef limits new = limits_of(config, l.places)
-        networks = Networks(exempt, l.ipv6_prefix)
-        self.size_buffer(new.read)
-        l.limits = new  # at once with the buffer that it bounds
-        self.exempt = networks
-        l.exempt, l.exempt_count = self.exempt.items, self.exempt.count
-
-    cdef int size_buffer(self, uint32_t read) except -1:
-        """A partial frame and one turn's bytes fit; so do the spans of the shortest frames."""
-        cdef size_t size = HEADER + DATA_MOST + <size_t>max(read, HEADER + HELLO_MOST)
-        buffer = <uint8_t*>malloc(size)
-        spans = <span*>malloc((size // (HEADER + DATA_LEAST) + 1) * sizeof(span))
-        if buffer == NULL or spans == NULL:
-            free(buffer)
-            free(spans)
-            raise MemoryError
-        free(self.l.buffer)
-        free(self.l.spans)
-        self.l.buffer, self.l.spans = buffer, spans
-        return 0
-
-    def run(self):
-        """Serves until stop(); then what is in flight is finished, for at most 3 s."""
-        cdef loop* l = &self.l
-        cdef epoll_event events[EVENTS_PER_TURN]
-        cdef bint stopping = False
-        l.now = monotonic_ns()
-        l.tick_at = l.now + TICK
-        with nogil:
-            while not (stopping and (l.open == 0 or l.now >= l.stop_at)):
-                turn(l, events)
-                if l.stopping and not stopping:
-                    stopping = True
-                    begin_stop(l)
-
-    def stop(self):
-        """run() returns soon.  For the loop's own thread: from app.signal() and the like."""
-        self.l.stopping = True
-
-    def counters(self):
-        """Everything that is counted: since the start, but `connections` and `waiting`, which are now."""
-        cdef loop* l = &self.l
-        cdef int i
-        return {
-            "accepted": l.count.accepted,
-            "accept_failures": l.count.accept_failures,
-            "handshakes": l.count.handshakes,
-            "frames": l.count.frames,
-            "closed": {tt_reasons[i].name.decode(): l.count.closed[i] for i in range(REASONS_COUNT)},
-            "connections": {tt_states[i].name.decode(): l.count.states[i] for i in range(S_FREE + 1, STATES_COUNT)},
-            "waiting": self.waiting(),
-        }
-
-    def waiting(self):
-        """Entries in the loop's own queues, by name; all are 0 when nobody is connected."""
-        cdef loop* l = &self.l
-        cdef int due
-        cdef uint32_t i, deadlines = 0, held = 0, unsent_ = 0, sources = 0
-        for i in range(l.used):
-            held += l.conns[i].state != S_FREE and l.conns[i].held_size > 0
-            unsent_ += l.conns[i].state != S_FREE and unsent(&l.conns[i]) > 0
-            deadlines += l.conns[i].state != S_FREE and l.conns[i].due != DUE_NONE
-        for i in range(l.budgets.used):
-            sources += l.budgets.slots[i].connections > 0
-        return {"ready": l.ready_count, "partial_frames": held, "unsent": unsent_, "deadlines": deadlines, "sources": sources}
+include "server.pxi"

@@ -38,6 +38,8 @@ cdef enum:  # conn.flags
     GUEST = 64                  # counts against its source's share: not logged in
     DEAF = 32                   # the peer takes nothing any more: it ends once all that he sent is judged
     PARKED = 128                # the application waits for something before the next part of `more`: Connection.resume
+    HEADER_DUE = 256            # the peer is a proxy, and has not said yet for whom it speaks
+    PROXIED = 512               # source, address and port are those of a proxy's client
 
 cdef enum:  # the links of a connection
     LINK_DUE                    # one of loop.due
@@ -62,8 +64,8 @@ cdef struct conn:
     source_key source
     uint8_t address[16]         # the peer's own address, IPv4 as v4-mapped
     uint16_t port
+    uint16_t flags
     uint8_t state               # tt_state
-    uint8_t flags
     uint8_t due                 # its class of deadline
     uint8_t verdict             # OPEN_VERDICT, or the tt_reason with which it is to end
     uint32_t budget             # its source's slot
@@ -87,7 +89,7 @@ cdef struct listener:
     int fd
     bint ready
 
-cdef struct network:            # an exempt one
+cdef struct network:            # exempt, or a proxy's
     source_key address
     source_key mask
     bint is_v4                  # ::/0 covers the v4-mapped form of every IPv4 address, and means none
@@ -99,6 +101,7 @@ cdef struct record:             # of a new time-out, for the application
     uint16_t before
     uint8_t reason
     bint exempt
+    bint proxied
     uint8_t first_size
     uint8_t first[FIRST_BYTES]
 
@@ -152,6 +155,8 @@ cdef struct loop:
     int64_t accept_after        # no accept() before
     network* exempt
     uint32_t exempt_count
+    network* proxies            # whose connections begin with a PROXY protocol header
+    uint32_t proxy_count
     uint8_t* buffer             # the one receive buffer: a partial frame is put before what arrives
     span* spans                 # the whole frames in it
     record* added

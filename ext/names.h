@@ -25,6 +25,7 @@
     X(silent, 0, "no byte in time") \
     X(peer_closed, 0, "the peer closed or reset the connection") \
     X(bad_version, 0, "right magic, a version that is not spoken here: answered with REFUSE") \
+    X(bad_proxy, 0, "a proxy of `proxy_from` sent no PROXY protocol v2 header, or a broken one") \
     X(too_long, 0, "after the handshake, a frame longer than the state allows") \
     X(too_many, 0, "over a budget: connections in all, connections or HELLOs of one source") \
     X(idle, 0, "nothing asked for too long, or a frame begun and not ended in time") \

@@ -21,6 +21,7 @@ cdef extern from "names.h":
         R_SILENT "TT_R_silent"
         R_PEER_CLOSED "TT_R_peer_closed"
         R_BAD_VERSION "TT_R_bad_version"
+        R_BAD_PROXY "TT_R_bad_proxy"
         R_TOO_LONG "TT_R_too_long"
         R_TOO_MANY "TT_R_too_many"
         R_IDLE "TT_R_idle"

@@ -56,6 +56,7 @@ cdef struct timeout_slot:   # 40 bytes, 56 with its key: at most 64
     uint8_t hard            # how many of them, this one included, were hard; 255 = or more
     uint8_t reason
     uint8_t spoke           # what the source's first bytes looked like; 0 = not known (yet)
+    uint8_t proxied         # learnt behind a proxy: the kernel sees the proxy's address, not this one
 
 
 cdef struct timeout_entry:  # a slot as saved: no links, times relative to the moment of saving
@@ -67,7 +68,8 @@ cdef struct timeout_entry:  # a slot as saved: no links, times relative to the m
     uint8_t hard
     uint8_t reason
     uint8_t spoke
-    uint8_t zero[7]
+    uint8_t proxied
+    uint8_t zero[6]
 
 
 cdef struct timeout_table:
@@ -278,14 +280,14 @@ cdef inline int64_t within(int64_t value, int64_t least, int64_t most) noexcept 
 
 
 cdef inline timeout_slot* table_add(
-    timeout_table* t, source_key key, int64_t now, int64_t length, uint8_t reason, bint hard, int64_t hard_cap,
-    source_key* evicted, bint* gave_way,
+    timeout_table* t, source_key key, int64_t now, int64_t length, uint8_t reason, bint proxied, bint hard,
+    int64_t hard_cap, source_key* evicted, bint* gave_way,
 ) noexcept nogil:
     """Starts or renews the time-out of `key`, for `length` ns (held within 0 and 30 days).
 
     A repeat, while a time-out runs or within 24 h of its end, counts up `before`; a hard one doubles `length` for each
     hard one before it, up to `hard_cap` ns. A running time-out is never shortened: one that ends sooner is counted, and
-    the reason and start stay those of the one that holds. `*gave_way` tells whether another source gave its slot, and
+    the reason, start and `proxied` stay those of the one that holds. `*gave_way` tells whether another source gave its slot, and
     then `*evicted` which. The slot is valid until the next call that changes the table.
     """
     cdef uint32_t slot = index_find(&t.index, key)
@@ -314,6 +316,7 @@ cdef inline timeout_slot* table_add(
         s.end = now + length
         s.reason = reason
         s.spoke = 0
+        s.proxied = proxied
     list_by_end(t, slot)
     t.running += 1
     return s
@@ -464,6 +467,7 @@ cdef inline void slot_save(const timeout_table* t, uint32_t slot, int64_t now, t
     entry.hard = s.hard
     entry.reason = s.reason
     entry.spoke = s.spoke
+    entry.proxied = s.proxied
 
 
 cdef inline bint entry_is_sane(const timeout_entry* entry) noexcept nogil:
@@ -508,6 +512,7 @@ cdef inline bint table_restore(
     s.hard = entry.hard
     s.reason = entry.reason
     s.spoke = entry.spoke
+    s.proxied = entry.proxied != 0
     if end <= now:
         list_append(t, ENDED, slot)
         t.remembered += 1

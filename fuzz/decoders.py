@@ -20,7 +20,9 @@ if __name__ == "__main__":  # the checkout's, and instrumented; else whose tests
     import atheris
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    with atheris.instrument_imports(include=["tt.connection", "tt.dispatch", "tt.noise", "tt.timeouts", "tt.wire"]):
+    with atheris.instrument_imports(
+        include=["tt.connection", "tt.dispatch", "tt.noise", "tt.state_file", "tt.timeouts", "tt.wire"]
+    ):
         from tt import connection, dispatch, noise, timeouts, wire
 else:
     from tt import connection, dispatch, noise, timeouts, wire
@@ -164,7 +166,7 @@ def peer(data: bytes) -> None:
 def saved_table(data: bytes) -> None:
     """A file's bytes, and the dump that it would hold were its checksum right."""
     table = TimeoutTable(64, seed=bytes(16))
-    for read in (lambda: timeouts._parse(data), lambda: table.load(data, 10**9)):
+    for read in (lambda: timeouts.FILE._parse(data), lambda: table.load(data, 10**9)):
         try:
             read()
         except ValueError:

@@ -16,8 +16,8 @@ from pathlib import Path
 FUZZ = Path(__file__).parent
 EXT = FUZZ.parent / "ext"
 BUILD = FUZZ.parent / "build/fuzz"
-SHORT = {"frame_verdict": 1_000_000, "table_stream": 10_000, "decoders": 20_000}  # runs
-LONGEST = {"frame_verdict": 300, "table_stream": 401, "decoders": 2000}  # bytes of an input
+SHORT = {"frame_verdict": 1_000_000, "proxy_header": 500_000, "table_stream": 10_000, "decoders": 20_000}  # runs
+LONGEST = {"frame_verdict": 300, "proxy_header": 120, "table_stream": 401, "decoders": 2000}  # bytes of an input
 FLAGS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
 
 

@@ -123,7 +123,7 @@ cdef public int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) noexcep
         length = span_of(data[2], data[3])
         if data[0] & 7 < 4:
             end = sources[i].end
-            s = table_add(&t, source_from_v4(i), now, length, 0, data[0] & 1, span_of(data[2] >> 3, data[3]),
+            s = table_add(&t, source_from_v4(i), now, length, 0, False, data[0] & 1, span_of(data[2] >> 3, data[3]),
                           &evicted, &gave_way)
             if gave_way:
                 other = <uint32_t>evicted.lo

@@ -224,8 +224,7 @@ def test_names_are_distinct_and_explained():
 
 def test_no_silence_no_close_no_budget_and_no_failure_of_our_own_times_out():
     never = {
-        "silent", "peer_closed", "bad_version", "too_long", "too_many", "idle", "slow_reader", "shutdown", "timed_out",
-        "logged_out",
-        "internal",
+        "silent", "peer_closed", "bad_version", "bad_proxy", "too_long", "too_many", "idle", "slow_reader", "shutdown",
+        "timed_out", "logged_out", "internal",
     }  # fmt: skip
     assert {name for name, times_out, _ in REASONS if not times_out} == never

@@ -16,7 +16,7 @@ sys.path.insert(0, str(FUZZ))
 import decoders  # noqa: E402
 import run  # noqa: E402
 
-RUNS = {"frame_verdict": 100_000, "table_stream": 2000, "decoders": 3000}
+RUNS = {"frame_verdict": 100_000, "proxy_header": 100_000, "table_stream": 2000, "decoders": 3000}
 CORPUS = sorted((FUZZ / "corpus/decoders").iterdir())
 
 

@@ -224,6 +224,18 @@ def test_timed_out_and_lifted_in_one_turn_leaves_nothing(make: Make) -> None:
     assert list(one.entries()) == [v4(A)]
 
 
+def test_a_source_learnt_behind_a_proxy_is_not_written(make: Make) -> None:
+    one = make()
+    (direct,) = one.add(A)
+    behind = direct._replace(proxied=True)
+    one.turn([behind])
+    assert one.entries() == {}
+    one.turn([direct, behind], [v4(A)])  # lifted between: what runs is the later one
+    assert one.entries() == {}
+    one.turn([behind, direct], [v4(A)])
+    assert list(one.entries()) == [v4(A)]
+
+
 def test_an_exempt_or_only_observed_source_is_not_written(make: Make) -> None:
     one = make()
     one.turn([TimedOut(A, v4(A), "not_protocol", 0, 0, 0, True, b"GET /")])

@@ -100,7 +100,7 @@ class TableAgainstDict(RuleBasedStateMachine):
         self.check_who_gave_way(source, old is None, before - self.present())
         new = self.expected(old, length, reason, hard, cap)
         self.known[source] = new
-        assert record == (source, new.start, new.end, new.reason, 0, new.before, new.hard, 0)
+        assert record == (source, new.start, new.end, new.reason, 0, new.before, new.hard, 0, False)
         assert self.table.evictions == self.evictions
 
     def check_who_gave_way(self, source: str, new: bool, gone: set[str]) -> None:

@@ -33,7 +33,7 @@ def expire_all(table: TimeoutTable, now: int, limit: int = 4096) -> list[str]:
 def test_a_time_out_runs_until_its_end_and_no_longer() -> None:
     table = TimeoutTable(4)
     record = table.add(A, 3, 10 * SECOND, 5 * SECOND)
-    assert record == (A, 5 * SECOND, 15 * SECOND, 3, 0, 0, 0, 0)
+    assert record == (A, 5 * SECOND, 15 * SECOND, 3, 0, 0, 0, 0, False)
     assert table.find(A, 15 * SECOND - 1) == record
     assert table.find(A, 15 * SECOND) is None, "ended, although no sweep has passed"
     assert table.running == 1

@@ -9,6 +9,7 @@ whose value is 0, or an end more than 30 days ahead, is the operator's own (prel
             length, 4 bytes in host order
     value   end of the time-out on CLOCK_MONOTONIC, host order: 4 bytes in whole seconds, rounded up; 8 bytes in ns
 
+A source that was learnt behind a proxy is never written: the packets that the kernel sees are the proxy's.
 It must not know sockets, frames, or why somebody is timed out.
 """
 
@@ -175,19 +176,21 @@ class KernelGate:
                         table.add(source, REASON_CODES["adopted"], min(end - now, LONGEST), now)
             _delete(block_map, remove)
             log.event(logging.INFO, "kernel map", map=block_map.map.path, **counts)
-        self._write({packed(record.source): record.end for record in table.entries(now)}, now)
+        running = (record for record in table.entries(now) if not record.proxied)
+        self._write({packed(record.source): record.end for record in running}, now)
 
     # ---- while the loop runs ----------------------------------------------------------------------------------------
 
     def turn(self, added: Sequence[TimedOut], ended: Sequence[bytes], table: TimeoutTable) -> None:
         """The changes of one turn of the loop."""
-        if len(added) == 1 and not ended and self._write_alone(added[0]):
+        if len(added) == 1 and not ended and not added[0].proxied and self._write_alone(added[0]):
             return
         now = time.monotonic_ns()
-        fresh = {item.key: item.end for item in added if item.end}
+        last = {item.key: item for item in added if item.end}  # one source may be lifted and come again in a turn
+        fresh = {key: item.end for key, item in last.items() if not item.proxied}
         gone = dict.fromkeys(ended)
         for source in [source for source in gone if source in fresh]:  # both in one turn: the table knows how it ended
-            if table.find(str(ip_address(source)), now) is None:
+            if table.find(source, now) is None:
                 del fresh[source]
                 continue
             del gone[source]

@@ -100,6 +100,13 @@ def _exempt(value: str) -> Exempt:
     return value if value in EXEMPT_WORDS else ip_network(value)
 
 
+def _network(value: str) -> IPv4Network | IPv6Network:
+    network = ip_network(value.strip())
+    mapped = network.network_address.ipv4_mapped if network.version == 6 and network.prefixlen >= 96 else None
+    # ::ffff:192.0.2.1 is what some tools show for 192.0.2.1; no peer ever has it as an address of its own.
+    return network if mapped is None else IPv4Network((mapped, network.prefixlen - 96))
+
+
 def _path(value: str) -> Path:
     if not value or "\0" in value:
         raise ValueError
@@ -145,6 +152,14 @@ SIZE = Kind(
 COUNT = Kind("a whole number", (int,), _whole, str, "N")
 RATE = Kind("a whole number (a second)", (int,), _whole, lambda value: f"{value} a second", "N")
 SWITCH = Kind("true or false", (bool,), _truth, lambda value: str(value).lower(), "")
+NETWORKS = Kind(
+    "a network like 10.0.0.5/32 or 2001:db8::5/128 without host bits",
+    (str,),
+    _network,
+    str,
+    "CIDR",
+    many=True,
+)
 DIRECTORY = Kind("the path of a directory", (str,), _path, str, "DIR")
 MAPS = Kind("the path of a pinned eBPF map", (str,), _path, str, "PINNED_MAP", many=True)
 USER = _who("user")
