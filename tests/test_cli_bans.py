@@ -1,4 +1,4 @@
-"""`tt bans` and `tt status`: what they print, on which stream, and their exit codes."""
+"""`tt bans`: what it prints, on which stream, and its exit codes; and where no server of ours answers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from process import TT, need
 from test_control import MANY, Controlled, fill
 
 from tt import cli
-from tt.cli import bans, output, status
+from tt.cli import bans, output
 
 Capture = pytest.CaptureFixture[str]
 HEADING = r"SOURCE +REASON +SINCE +ENDS IN +BEFORE +DROPPED +KERNEL +SPOKE\n"
@@ -77,7 +77,7 @@ def test_json_is_one_object_a_source(tt: Tt) -> None:
     item = json.loads(tt("bans", "list", "--json")[0])
     assert (item["source"], item["reason"], item["note"]) == ("192.0.2.1", "operator", "caf\u00e9")
     assert list(item) == [
-        "source", "reason", "since", "ends_in_s", "before", "dropped", "in_kernel", "looks", "note",
+        "source", "reason", "since", "until", "ends_in_s", "before", "dropped", "in_kernel", "looks", "note", "proxied",
     ]  # fmt: skip
 
 
@@ -135,45 +135,6 @@ def test_a_preloaded_entry_and_one_that_is_not_in_the_kernel_are_shown_so() -> N
     assert bans._row(item | {"in_kernel": True}).split()[-2] == "yes"
     shown = bans._row({"source": "192.0.2.0/24", "reason": "preloaded"})
     assert shown.split() == ["192.0.2.0/24", "preloaded", "never", "yes"]
-
-
-# ---- tt status ------------------------------------------------------------------------------------------------------
-
-
-def test_status_as_text_and_as_json(server: Controlled, tt: Tt) -> None:
-    server.handshake("127.0.0.3")
-    tt("bans", "add", "127.0.0.4")
-    assert server.is_dropped("127.0.0.4")
-    out, _ = tt("status")
-    lines = dict(re.findall(r"^(\S.{11}) (.*)$", out, re.M))
-    shown = {name.strip(): text for name, text in lines.items()}
-    assert re.fullmatch(r"TapeTrackServer \S+, pid \d+, up \d+ s", shown.pop("server"))
-    assert shown == {
-        "mode": "timing out",
-        "exempt": "198.51.100.0/24",
-        "connections": "open 1",
-        "accepted": "accepted 2, handshakes 1, frames 1",
-        "closed": "timed_out 1",
-        "time-outs": "running 1, remembered 0, evictions 0, size 65536",
-        "kernel map": "none (-B)",
-    }
-    asked = json.loads(tt("status", "--json")[0])
-    assert (asked["closed"]["timed_out"], asked["table"]["running"], asked["gate"]) == (1, 1, None)
-
-
-def test_status_shows_the_maps_and_why_there_is_no_filter() -> None:
-    one = {
-        "map": "/pin", "family": "IPv6", "kind": "hash", "value_bytes": 8, "size": 1024, "entries": 3, "missing": 2,
-        "errors": {"E2BIG": 2},
-    }  # fmt: skip
-    for attached, text in (
-        ({"attached": True, "dropped": 7}, "attached, 7 SYNs dropped"),
-        ({"attached": False, "why": "--no-listener-filter"}, "not attached: --no-listener-filter"),
-    ):
-        assert list(status._kernel({"maps": [one], "filter": attached})) == [
-            ("kernel map", "/pin: IPv6, hash, values of 8 bytes, 3 of 1024 entries, 2 missing, errors: E2BIG 2"),
-            ("filter", text),
-        ]
 
 
 # ---- no server, or none of ours -------------------------------------------------------------------------------------

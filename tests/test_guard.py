@@ -13,7 +13,9 @@ from harness import Events, until
 
 from tt import config, guard, log, spoke
 from tt._core import REASON_CODES, TimedOut, TimeoutTable
-from tt.guard import Guard
+from tt.exemptions import Exemption
+from tt.guard import LIFTED_AT_ONCE, Guard
+from tt.kernel_gate import packed
 
 SECOND = 10**9
 GATEWAYS = (ip_network("192.0.2.254/32"), ip_network("2001:db8::1/128"))
@@ -49,7 +51,10 @@ class Kept:
         self.table = TimeoutTable(1024, now=clock.monotonic_ns())
         self.guard = Guard(self.settings, self.table, file, GATEWAYS, handler)
         self.dropped = 0
-        self.guard.counters = lambda: {"closed": {"timed_out": self.dropped}, "accept_failures": 0}
+        self.guard.counters = lambda: {
+            "closed": {"timed_out": self.dropped, "bad_proxy": 0},
+            "accept_failures": 0,
+        }
 
     def time_out(self, *sources: str, first: bytes = b"GET / HTTP/1.1\r\n", seconds: int = 600) -> None:
         """What the loop does in one turn when these sources send that."""
@@ -58,7 +63,17 @@ class Kept:
         for source in sources:
             record = self.table.add(source, REASON_CODES["not_protocol"], seconds * SECOND, now, hard=True)
             added.append(
-                TimedOut(record.source, b"", "not_protocol", record.start, record.end, record.before, False, first)
+                TimedOut(
+                    record.source,
+                    packed(record.source),
+                    "not_protocol",
+                    record.start,
+                    record.end,
+                    record.before,
+                    False,
+                    first,
+                    False,
+                )
             )
         self.guard.turn(added, [])
 
@@ -130,7 +145,7 @@ def test_time_out_without_a_byte_to_show(start):
 @pytest.mark.parametrize(("exempt", "words"), [(True, "exempt, disconnected"), (False, "would be timed out")])
 def test_who_was_not_timed_out_is_said_to_be_so(start, exempt, words):
     kept = start()
-    kept.guard.turn([TimedOut("127.0.0.1", b"", "tampered", 0, 0, 0, exempt, b"")], [])
+    kept.guard.turn([TimedOut("127.0.0.1", bytes([127, 0, 0, 1]), "tampered", 0, 0, 0, exempt, b"", False)], [])
     (event,) = kept.events.all  # and no warning of one's own address
     assert (event["words"], event["source"], event["reason"]) == (words, "127.0.0.1", "tampered")
     assert "seconds" not in event
@@ -369,6 +384,49 @@ def test_time_out_that_comes_while_a_save_runs_is_saved_later(start, tmp_path, m
     assert restored.load(saved[1], 0) == 2
 
 
+def test_history_is_saved_with_the_table_and_numbers_and_notes_go_on(start, tmp_path):
+    kept = start(save_interval="30")
+    kept.guard.notes[packed("198.51.100.7")] = "seen"
+    kept.time_out("198.51.100.7", "198.51.100.8")
+    kept.clock.pass_by(30)
+    kept.guard.tick()
+    until("the save", (tmp_path / "ban-history").exists)
+    assert (tmp_path / "ban-history").stat().st_mode & 0o777 == 0o600
+    again = start()
+    again.guard.restore()
+    assert again.guard.notes == {packed("198.51.100.7"): "seen"}
+    again.time_out("198.51.100.9")
+    shown = [entry.shown() for entry in again.guard.history.snapshot()]
+    assert [(item["number"], item["state"], item["note"]) for item in shown] == [
+        (1, "running", "seen"), (2, "running", None), (3, "running", None),
+    ]  # fmt: skip
+
+
+def test_damaged_history_is_said_and_starts_empty_and_the_table_is_restored(start, tmp_path):
+    kept = start()
+    kept.time_out("198.51.100.7")
+    kept.guard.close()
+    file = tmp_path / "ban-history"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = start()
+    again.guard.restore()
+    assert running(again) == {"198.51.100.7": 600}
+    assert again.guard.history.snapshot() == []
+    (event,) = again.logged("ban history not restored, starting with none")
+    assert str(file) in event["error"]
+
+
+def test_who_is_exempt_at_the_start_was_lifted_then(start):
+    kept = start()
+    kept.time_out("198.51.100.7")
+    kept.guard.close()
+    again = start(exempt=["198.51.100.0/24"])
+    again.guard.restore()
+    assert running(again) == {}
+    assert [entry.state for entry in again.guard.history.snapshot()] == ["lifted"]
+    assert not again.guard.history._lifting  # of which no loop would tell
+
+
 # ---- exempt ----
 
 
@@ -379,3 +437,20 @@ def test_words_of_exemptions_stand_for_what_the_host_has(start):
     }  # fmt: skip
     kept.guard.configure(config.load(None, {}, {}), GATEWAYS)
     assert not kept.guard.exempt
+
+
+def test_lifting_of_many_goes_in_pieces_and_one_that_is_left_off_does_the_rest_at_once(start):
+    kept = start()
+    network = ip_network("198.51.100.0/22")
+    for end in (False, True):
+        kept.time_out(*sources(300))
+        kept.guard.take_exemptions({network: Exemption(str(network), None, "")})
+        lifting = kept.guard.lifting_exempt()
+        assert next(lifting) == LIFTED_AT_ONCE
+        assert kept.table.running == 300 - LIFTED_AT_ONCE
+        if end:
+            assert list(lifting)[-1] == 300
+        else:
+            lifting.close()
+        assert kept.table.running == 0
+    assert [event["count"] for event in kept.logged("time-outs lifted of sources that are exempt now")] == [300, 300]

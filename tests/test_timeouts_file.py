@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tt._core import TimeoutTable
-from tt.timeouts import HEAD, MAGIC, TimeoutsFileError, load, save
+from tt.state_file import HEAD, StateFileError
+from tt.timeouts import FILE, load, save
 
 SECOND = 10**9
 HOUR = 3600 * SECOND
@@ -72,7 +73,7 @@ def test_a_link_left_under_the_temporary_name_is_not_written_through(path: Path)
     victim = path.with_name("victim")
     victim.write_text("untouched")
     path.with_name("timeouts.new").symlink_to(victim)
-    with pytest.raises(TimeoutsFileError, match="not saved"):
+    with pytest.raises(StateFileError, match="not saved"):
         save(path, filled().dump(0), NOON)
     assert victim.read_text() == "untouched"
     save(path, filled().dump(0), NOON)
@@ -105,7 +106,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TimeoutsFileError, match="No space left on device: make the directory writable") as error:
+    with pytest.raises(StateFileError, match="No space left on device: make the directory writable") as error:
         save(path, TimeoutTable(8).dump(0), NOON)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
@@ -113,12 +114,12 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monk
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutsFileError, match=r"none/timeouts: time-outs not saved: No such file"):
+    with pytest.raises(StateFileError, match=r"none/timeouts: time-outs not saved: No such file"):
         save(tmp_path / "none" / "timeouts", b"", NOON)
 
 
 def test_an_unreadable_file_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutsFileError, match="not restored: Is a directory: make the file readable, or remove it"):
+    with pytest.raises(StateFileError, match="not restored: Is a directory: make the file readable, or remove it"):
         load(tmp_path, TimeoutTable(8), 0, NOON)
 
 
@@ -128,7 +129,7 @@ def test_one_flipped_bit_anywhere_restores_nothing(path: Path) -> None:
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         table = TimeoutTable(8)
-        with pytest.raises(TimeoutsFileError, match="time-outs not restored") as error:
+        with pytest.raises(StateFileError, match="time-outs not restored") as error:
             load(path, table, 0, NOON)
         assert "\n" not in str(error.value)
         assert table.entries(0, remembered=True) == []
@@ -139,25 +140,25 @@ def test_a_truncated_or_lengthened_file_restores_nothing(path: Path) -> None:
     data = path.read_bytes()
     for wrong in [data[:n] for n in range(len(data))] + [data + b"\0", data + data]:
         path.write_bytes(wrong)
-        with pytest.raises(TimeoutsFileError, match="not restored"):
+        with pytest.raises(StateFileError, match="not restored"):
             load(path, TimeoutTable(8), 0, NOON)
 
 
 def test_a_later_version_is_named(path: Path) -> None:
     save(path, filled().dump(0), NOON)
     data = path.read_bytes()
-    path.write_bytes(HEAD.pack(MAGIC, 2, 0, NOON, 0) + data[HEAD.size :])
-    with pytest.raises(TimeoutsFileError, match="its version is 2, this server reads 1"):
+    path.write_bytes(HEAD.pack(FILE.magic, 2, 0, NOON, 0) + data[HEAD.size :])
+    with pytest.raises(StateFileError, match="its version is 2, this server reads 1"):
         load(path, TimeoutTable(8), 0, NOON)
 
 
 def test_a_right_checksum_over_no_dump_restores_nothing(path: Path) -> None:
     save(path, b"no dump of a table", NOON)
-    with pytest.raises(TimeoutsFileError, match="not restored"):
+    with pytest.raises(StateFileError, match="not restored"):
         load(path, TimeoutTable(8), 0, NOON)
 
 
 def test_a_claimed_length_is_not_believed(path: Path) -> None:
-    path.write_bytes(HEAD.pack(MAGIC, 1, 0, NOON, 2**64 - 1) + bytes(100))
-    with pytest.raises(TimeoutsFileError, match="not the length that it names"):
+    path.write_bytes(HEAD.pack(FILE.magic, 1, 0, NOON, 2**64 - 1) + bytes(100))
+    with pytest.raises(StateFileError, match="not the length that it names"):
         load(path, TimeoutTable(8), 0, NOON)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from tt import config
-from tt.cli import output
+from tt.cli import bans_file, bans_past, bans_report, output
+from tt.cli.arguments import add_filters, duration, length
 from tt.cli.ask import add_server_options, ask
 
 TOGETHER = 500  # items of a list
@@ -18,14 +18,16 @@ ROW = "{:<24} {:<13} {:<20} {:>8} {:>6} {:>8} {:<6} {}"
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `tt bans list`, `add`, `remove` and `clear`."""
-    text = "List, add or lift time-outs of the server that runs on this host."
+    """Add `tt bans` with all that can be done."""
+    text = "See, add, lift, export and import time-outs of the server that runs on this host."
     bans = commands.add_parser("bans", help=text, description=text)
     actions = bans.add_subparsers(metavar="ACTION", required=True, title="actions")
 
     text = "List who is timed out: why, since when, for how long, how often before, and what it spoke."
     show = actions.add_parser("list", help=text, description=text)
-    show.add_argument("network", metavar="CIDR", nargs="?", help="Only sources within this network.")
+    add_filters(show)
+    for name, words in (("older", "began longer ago than"), ("newer", "began within")):
+        show.add_argument(f"--{name}", type=duration, metavar="TIME", help=f"Only those that {words} TIME, as in 10m.")
     show.add_argument("--json", action="store_true", help="Print one JSON object a source.")
     add_server_options(show)
     show.set_defaults(run=_list)
@@ -52,17 +54,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add_server_options(clear)
     clear.set_defaults(run=_clear)
 
-
-def duration(text: str) -> float:
-    """Read a time as an argument, in seconds."""
-    try:
-        return float(config.DURATION.read(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: it must be {config.DURATION.rule}") from None
+    for more in (bans_past, bans_file, bans_report):
+        more.register(actions)
 
 
 def _list(args: argparse.Namespace) -> int:
-    for number, some in enumerate(_together(ask(args, {"do": "bans.list", "network": args.network}))):
+    request = {name: getattr(args, name) for name in ("network", "reason", "older", "newer")}
+    for number, some in enumerate(_together(ask(args, {"do": "bans.list", **request}))):
         listed = [item for item in some if "end" not in item]
         if args.json:
             output.lines(map(output.json_text, listed))
@@ -85,13 +83,8 @@ def _row(item: dict[str, Any]) -> str:
     in_kernel = {None: "", True: "yes", False: "no"}[item["in_kernel"]]
     counts = item["before"], item["dropped"]
     text = item["note"] or item["looks"]
-    return ROW.format(item["source"], item["reason"], item["since"], _left(item["ends_in_s"]), *counts, in_kernel, text)
-
-
-def _left(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
+    return ROW.format(
+        item["source"], item["reason"], item["since"], length(item["ends_in_s"]), *counts, in_kernel, text
     )
 
 
@@ -100,7 +93,7 @@ def _add(args: argparse.Namespace) -> int:
     if args.seconds is not None:
         request["seconds"] = args.seconds
     for item in ask(args, request):
-        output.message(f"{item['source']} is timed out for {_left(item['ends_in_s'])}")
+        output.message(f"{item['source']} is timed out for {length(item['ends_in_s'])}")
     return output.OK
 
 
