@@ -264,7 +264,8 @@ class Passwords:
             self._orders.put(self._working)
 
     def _work(self) -> None:
-        os.nice(NICE)  # of this thread alone: Linux keeps it by the thread (nice(2))
+        with suppress(OSError):  # a seccomp filter may forbid it: then hashing is only less polite
+            os.nice(NICE)  # of this thread alone: Linux keeps it by the thread (nice(2))
         while (job := self._orders.get()) is not None:
             job.work(self._cost, self._dummy)
             self._done.append(job)

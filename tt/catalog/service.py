@@ -6,6 +6,7 @@ Must not know what an operation does, nor what a frame is.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -81,16 +82,20 @@ class Service:
             log.event(logging.INFO, "head of the history", sequence=self._said, hash=self._store.hash.hex())
 
     def status(self) -> dict[str, Any]:
-        """Counts for `tt status`."""
+        """Counts for `tt status` and the metrics."""
         store = self._store
         return {
-            "customers": len(store.all(Customer)),
+            "customers": store.number(Customer),
             "volumes": store.count(),
             "moving": store.moving,
-            "users": len(store.all(User)),
+            "users": store.number(User),
             "sessions": self._accounts.sessions(),
             "history": store.sequence,
             "commits": store.commits,
+            "commit_failures": store.commit_failures,
+            "commit_seconds": store.durations.sum,
+            "commit_seconds_max": store.durations.longest(time.monotonic()),
+            "commit_buckets": store.durations.buckets(),
         }
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from tt.catalog.chain import link, read_head
 from tt.catalog.messages import HistoryRow
 from tt.catalog.model import Access, Certificate, Customer, Media, Record, Repository, User, Volume, own_id, parent
 from tt.catalog.schema import TABLES, StoreError, changed, connect, explain, open_to_write
+from tt.durations import Durations
 from tt.pending import Pending
 
 __all__ = ["Author", "Change", "Row", "Store", "StoreError"]
@@ -82,7 +83,7 @@ class Row(NamedTuple):
 class _Group:
     """The changes of one transaction, from BEGIN to the end of COMMIT."""
 
-    __slots__ = ("counts", "error", "hash", "moving", "over", "pending", "records", "sequence")
+    __slots__ = ("counts", "error", "hash", "moving", "over", "pending", "records", "seconds", "sequence")
 
     def __init__(self, sequence: int, head: bytes) -> None:
         self.sequence = sequence
@@ -91,6 +92,7 @@ class _Group:
         self.counts: dict[str, int] = {}  # Volumes more or less, a Media type
         self.moving = 0
         self.pending = Pending()
+        self.seconds = 0.0  # that COMMIT took; set by the commit thread, before `over`
         self.over = False  # set by the commit thread, after `error`
         self.error: StoreError | None = None
 
@@ -105,6 +107,8 @@ class Store:
         """`cache`: Volumes kept in memory, the last used; `clock`: seconds since 1970 UTC, for the history."""
         self.path = path
         self.commits = 0
+        self.commit_failures = 0
+        self.durations = Durations()  # of those that succeeded
         self._clock = clock
         self._most_volumes = cache
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
@@ -213,6 +217,10 @@ class Store:
         """Of a Repository, the newest first, `surplus` and `deficit` left empty: they may be long."""
         return [Certificate(*row) for row in self._read(_CERTIFICATES, f"{repository} ", f"{repository}!", limit)]
 
+    def number(self, kind: type[Record]) -> int:
+        """How many there are of a kind that `all` lists, without making the list."""
+        return len(self._records[kind])
+
     def count(self, media: str = "") -> int:
         """How many Volumes a Media type has; without one, how many there are."""
         return self._counts.get(media, 0) if media else sum(self._counts.values())
@@ -300,6 +308,7 @@ class Store:
     def _lose(self, error: StoreError) -> None:
         """The transaction is gone (SQLite itself ends it when, say, the disk is full), with all that the group had."""
         if self._open is not None:
+            self.commit_failures += 1
             self._lost.append((self._open.pending, error))
             self._open = None
             os.eventfd_write(self.descriptor, 1)  # told in `turn`: here an operation is under way
@@ -323,8 +332,11 @@ class Store:
 
     def _take_in(self, group: _Group) -> None:
         self._committing = None
-        if group.error is None:
+        if group.error is not None:
+            self.commit_failures += 1
+        else:
             self.commits += 1
+            self.durations.add(group.seconds, time.monotonic())
             self.sequence, self.hash = group.sequence, group.hash
             self.moving += group.moving
             for media, more in group.counts.items():
@@ -356,10 +368,12 @@ class Store:
     def _commit_groups(self) -> None:
         """The commit thread: it runs little but COMMIT, which holds no GIL."""
         while (group := self._orders.get()) is not None:
+            began = time.monotonic()
             try:
                 self._cursor.execute("COMMIT")
             except (sqlite3.Error, MemoryError) as error:
                 group.error = self._roll_back(error)
+            group.seconds = time.monotonic() - began
             group.over = True
             os.eventfd_write(self.descriptor, 1)
 
