@@ -21,8 +21,9 @@ from tt._core import Server, TimeoutTable
 from tt.client import Client
 from tt.dispatch import Dispatcher, Operation, Session
 from tt.guard import Guard
+from tt.listeners import open_listeners
 from tt.noise import PendingClient, Transport, consume_welcome, create_hello
-from tt.serve import Application, open_listeners
+from tt.serve import Application
 from tt.wire import DATA, HELLO, Hello, Reply, Request, decode_replies, encode_hello, encode_requests, header
 
 HOST = "127.0.0.1"

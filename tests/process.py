@@ -65,6 +65,7 @@ class Process:
         stderr: int | None = None,
         blind: bool = False,
         environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
         cwd: Path | None = None,
     ) -> None:
         self.place = place
@@ -75,6 +76,7 @@ class Process:
             self._process = subprocess.Popen(
                 [*wrap, *command, "--data", str(place / "data"), *where, *arguments],
                 env=self.environ,
+                pass_fds=pass_fds,
                 cwd=cwd or place,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from process import need as need_programs
+from shells import offered
 
 from tt import __version__
 
@@ -35,7 +37,7 @@ HOT = frozenset(
 )  # fmt: skip
 
 PYTHON_LINES = 600
-CORE_LINES = 1200  # of ext/_core.pyx: one file, so that the life of a connection reads in one piece
+CORE_LINES = 1050  # of ext/_core.pyx: one file, so that the life of a connection reads in one piece
 FUNCTION_LINES = 60
 
 
@@ -127,9 +129,25 @@ def test_make_install_installs_from_any_checkout_and_make_uninstall_undoes_it(so
     run("make", "install", f"PREFIX={prefix}", f"PYTHON={python}", cwd=source)
     assert sorted(source.rglob("*")) == before, "nothing is left in the checkout"
     commands_work(prefix / "bin")
+    shells_and_man_find(prefix)
     (prefix / "bin/other").symlink_to("tt")
     run("make", "uninstall", f"PREFIX={prefix}", cwd=source)
-    assert sorted(str(path.relative_to(prefix)) for path in prefix.rglob("*")) == ["bin", "bin/other", "lib"]
+    assert [path for path in prefix.rglob("*") if path.is_symlink() or not path.is_dir()] == [prefix / "bin/other"]
+    assert not (prefix / "lib/tapetrack").exists()
+
+
+def shells_and_man_find(prefix: Path) -> None:
+    need_programs("man")
+    man = "man", "-M", str(prefix / "share/man"), "-w"
+    for page in ("man1/tt.1", "man1/tt-bans.1", "man8/TapeTrackServer.8", "man1/TMSS10Ping.1"):
+        assert Path(run(*man, Path(page).stem, cwd=prefix).strip()).samefile(prefix / "share/man" / page)
+    for shell in ("bash", "zsh", "fish"):
+        place = prefix.parent / shell
+        place.mkdir()
+        assert offered(shell, ["tt user acc", "TMSS10Ping --ti"], place, share=prefix / "share") == [
+            {"access"},
+            {"--timeout"},
+        ]
 
 
 # ---- tools/need.sh: what the machine misses -----------------------------------------------------------------------
@@ -138,7 +156,7 @@ def test_make_install_installs_from_any_checkout_and_make_uninstall_undoes_it(so
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Path]:
     """A PATH with next to nothing: a Python, an apt-get that only notes its arguments, and no client program."""
-    for name in ("sh", "sort", "tr", "mktemp", "rm", "cat"):
+    for name in ("sh", "sort", "tr", "mktemp", "rm", "cat", "chmod"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
     (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

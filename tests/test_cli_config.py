@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_kit import ROOT, between
 from harness import ended, until
 from hypothesis import given
 from hypothesis import strategies as st
 from process import Process
-from test_docs import ROOT, between
 
 from tt import cli, config
 from tt.cli import config as tt_config

@@ -4,17 +4,15 @@
 what it can do with the real server shows that the document is complete.
 """
 
-import argparse
 import base64
 import codecs
 import hashlib
 import os
 import re
-import shlex
 import struct
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,14 @@ import pytest
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from docs_kit import README, ROOT, between, code, table, understood
 from harness import Running, ended, read_exactly
 from noise.connection import Keypair, NoiseConnection
 from noise.state import CipherState
 
-from tt import cli, config, connection, dispatch, keys, noise, spoke, wire
+from tt import config, connection, dispatch, keys, noise, spoke, wire
 from tt._core import HARD_REASONS, PROTOCOL, REASONS, STATES
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
 WIRE = (ROOT / "docs/protocol.md").read_text("utf-8")
 DOCUMENTS = {path: path.read_text("utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -43,23 +40,6 @@ SOURCES = {
 
 
 # ---- reading a document -------------------------------------------------------------------------------------------
-
-
-def table(text: str, *columns: str) -> list[list[str]]:
-    """The rows of the one table that has these columns, as their cells."""
-    head = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
-    assert text.count(head) == 1, f"one table must have the columns {columns}"
-    rows = re.match(r"(?:\|.*\n)*", text.partition(head)[2])
-    return [[cell.strip() for cell in row[1:-1].split("|")] for row in rows[0].splitlines()] if rows else []
-
-
-def code(cell: str) -> str:
-    """The text of a cell, without the back-ticks."""
-    return cell.strip("`")
-
-
-def between(text: str, name: str) -> str:
-    return text.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0]
 
 
 def numbers() -> dict[str, Any]:
@@ -525,53 +505,8 @@ def test_the_file_map_names_every_test_document_and_kernel_program() -> None:
     assert tracked("bench", "bpf", "docs", "tests") - set(re.findall(r"`([\w./-]+)`", README)) == set()
 
 
-def commands() -> Iterator[list[str]]:
-    """The commands in README's blocks, as words."""
-    for kind, block in re.findall(r"^```(sh|console)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
-            if kind == "sh" or line.startswith("$ "):
-                yield from _simple_commands(line.removeprefix("$ "))
-
-
-def _simple_commands(line: str) -> Iterator[list[str]]:
-    """Those of a shell's pipeline, without redirections."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.wordchars += "*[]:,=@%{}+"
-    words: list[str] = []
-    for word in [*lexer, ";"]:
-        if set(word) <= set("();|&"):
-            yield from [words[words[0] == "sudo" :]] if words else []
-            words = []
-        elif word in ("<", ">") or words[-1:] in (["<"], [">"]):
-            words = [*words, word] if word in ("<", ">") else words[:-1]
-        else:
-            words.append(word)
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """What the real parser makes of a command line of `tt`; an option's value is read as a server would."""
-    args = cli._parser(argv).parse_args(argv)
-    if argv[0] == "serve":
-        given = {name: getattr(args, name, None) for name in config.OPTIONS}
-        config.load(None, {}, {name: value for name, value in given.items() if value is not None})
-    return args
-
-
 def test_every_command_in_readme_is_understood() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    seen = set()
-    for words in commands():
-        command = Path(words[0]).name
-        seen.add(command)
-        if command == "make":
-            assert words[1] in targets
-            if words[1] == "serve" and len(words) > 2:
-                parse(["serve", *shlex.split(words[2].removeprefix("ARGS="))])
-        elif command in ("tt", "TapeTrackServer", "TMSS10Ping"):
-            parse({"tt": [], "TapeTrackServer": ["serve"], "TMSS10Ping": ["ping"]}[command] + words[1:])
-    assert {"make", "tt", "TapeTrackServer"} <= seen
-    for target in re.findall(r"`(?:sudo )?make (\w+)", README):
-        assert target in targets
+    assert {"make", "tt", "TapeTrackServer"} <= understood()
 
 
 def test_the_lines_of_the_log_in_readme_are_what_the_server_says() -> None:

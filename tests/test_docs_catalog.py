@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from docs_kit import code, table
 from msgspec import NODEFAULT, Raw, UnsetType
-from test_docs import code, table
 
 from tt.catalog import chain, messages, model, rights, structure, users, volumes
 from tt.catalog.messages import ERRORS, EVENTS, OPERATIONS, Result

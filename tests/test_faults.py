@@ -28,6 +28,7 @@ from process import SERVER, TT, Process, environment, need
 from tt import timeouts
 from tt._core import TimeoutTable
 from tt.client import TapeTrackError
+from tt.state_file import StateFileError
 
 NS = 10**9
 KILLS = int(os.environ.get("FAULTS_KILLS", "5"))
@@ -384,6 +385,6 @@ def test_a_saved_table_with_any_bit_flipped_or_cut_anywhere_is_refused_whole(tmp
     fresh = TimeoutTable(1024)
     for damaged in (*flipped, *(whole[:size] for size in range(len(whole)))):
         file.write_bytes(damaged)
-        with pytest.raises(timeouts.TimeoutsFileError):
+        with pytest.raises(StateFileError):
             timeouts.load(file, fresh, 1, 1)
         assert not fresh.entries(1, remembered=True)

@@ -17,12 +17,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from docs_kit import code, table
 from faults import client, pinging
 from harness import LOGIN, Running, ended, reset, until
 from hostile import Crowd, source
 from process import Process
 from test_budget import GARBAGE, await_states, in_a_namespace, is_open, misbehave
-from test_docs import code, table
 from test_faults import ask, running
 from test_frame import HELLO, head
 

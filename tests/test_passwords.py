@@ -194,6 +194,14 @@ def test_the_thread_is_nicer_than_the_process(start) -> None:
     assert thread == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
 
 
+def test_where_nobody_may_be_nicer_passwords_are_checked_all_the_same(start, monkeypatch) -> None:
+    def forbidden(_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")  # as under a seccomp filter without setpriority(2)
+
+    monkeypatch.setattr(os, "nice", forbidden)
+    assert is_right(start(), WORD, hash_password(WORD, CHEAP))
+
+
 def test_the_queue_is_bounded_and_those_who_come_first_have_their_own(start, monkeypatch) -> None:
     gate = Gate(monkeypatch)
     hasher = start(queue=2)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# need.sh build|test|bpf|fuzz PYTHON: make sure that this machine has what the `make` target of that name needs.
+# need.sh build|test|bpf|fuzz|profile|counts PYTHON: that this machine has what the `make` target of that name needs.
 # As root on a machine with apt, what is missing is installed, and one line says so; otherwise one line names it.
 # Only compilers, headers and client programs: nothing here starts a service on the host.
 set -eu
@@ -42,6 +42,28 @@ compiler_for_fuzz() { # a compiler with libFuzzer: the run-time libraries of cla
         missing="$missing libclang-rt-dev"
 }
 
+perf_of_distribution() { # Ubuntu has another name for it than Debian
+    case $(cat /etc/os-release 2>/dev/null) in
+    *ID=ubuntu*) program perf linux-tools-generic ;;
+    *) program perf linux-perf ;;
+    esac
+}
+
+take_promtool() { # its package would start a service, so the one program is taken out; where that fails, its tests say so
+    command -v dpkg-deb >/dev/null || return 0
+    command -v promtool >/dev/null && return 0
+    tools=$(cd "${0%/*}/.." && pwd)/build/tools
+    [ ! -e "$tools/promtool" ] || return 0
+    echo "need: taking promtool out of Debian's package prometheus"
+    place=$(mktemp -d)
+    (
+        cd "$place"
+        apt-get download prometheus || { [ "$(id -u)" = 0 ] && apt-get update && apt-get download prometheus; }
+        dpkg-deb --extract prometheus_*.deb . && mkdir -p "$tools" && mv usr/bin/promtool "$tools"
+    ) >/dev/null 2>&1 </dev/null || :
+    rm -rf "$place"
+}
+
 command -v "$python" >/dev/null || die "$python is not here: install Python 3.11 or newer, or name it: make PYTHON=python3.12"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ask "sys.version_info >= (3, 11)" || die "$python is Python $version, tt needs 3.11 or newer: name one with make PYTHON=python3.12"
@@ -65,12 +87,30 @@ test)
     program bpftool bpftool
     program mount mount
     program nmap nmap
+    program man man-db
+    program mandoc mandoc
+    program zsh zsh
+    program fish fish
+    [ -e /usr/share/bash-completion/bash_completion ] || missing="$missing bash-completion"
     program curl curl
+    program chromium chromium
     program openssl openssl
     program ssh openssh-client
+    program haproxy haproxy
     program ip iproute2
     program pidof procps
+    program tmux tmux
+    program systemd-analyze systemd
     program unshare util-linux
+    program valgrind valgrind
+    perf_of_distribution
+    take_promtool
+    ;;
+profile)
+    perf_of_distribution
+    ;;
+counts)
+    program valgrind valgrind
     ;;
 *) die "need.sh: $stage: no such stage" ;;
 esac
@@ -82,10 +122,5 @@ command -v apt-get >/dev/null || die "missing for '$stage', in Debian's names: $
 [ "$(id -u)" = 0 ] || die "missing for '$stage': ${missing% }: run: sudo $install"
 
 echo "need: installing with apt: ${missing% }"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-export DEBIAN_FRONTEND=noninteractive
-{ apt-get update && $install; } >"$log" 2>&1 </dev/null || {
-    cat "$log" >&2
-    die "apt could not install ${missing% }: see above, then try: $install"
-}
+# shellcheck disable=SC2086 -- a list of words
+"${0%/*}/apt.sh" $missing || die "apt could not install ${missing% }: see above, then try: $install"

@@ -15,6 +15,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from tt.option_kinds import (
     MAPS,
     MIB,
     MINUTE,
+    NETWORKS,
     RATE,
     SIZE,
     SWITCH,
@@ -122,7 +124,14 @@ class Config:
     control_group: str = _option(
         GROUP,
         "",
-        "group whose members may use `tt bans` and `tt status`, as root and the server's user may",
+        "group whose members may use `tt bans`, `tt exempt`, `tt status` and `tt top`, as root and its user may",
+        reload=False,
+        flag=True,
+    )
+    metrics: tuple[Address, ...] = _option(
+        ADDRESSES,
+        (),
+        "address and port where Prometheus gets metrics, by HTTP and without a password",
         reload=False,
         flag=True,
     )
@@ -161,6 +170,12 @@ class Config:
     )
     exempt: tuple[Exempt, ...] = _option(
         EXEMPTIONS, (), "source that is disconnected and logged, but never timed out", flag=True
+    )
+    proxy_from: tuple[IPv4Network | IPv6Network, ...] = _option(
+        NETWORKS,
+        (),
+        "proxy whose connections begin with a PROXY protocol v2 header, which says who the client is",
+        flag=True,
     )
     observe: bool = _option(SWITCH, False, "log what would be timed out, and time nobody out", flag=True)
     ipv6_prefix: int = _option(
@@ -261,12 +276,16 @@ class Config:
     cached_volumes: int = _option(COUNT, 200_000, "Volumes held in memory", least=1000, most=100_000_000, reload=False)
 
     log_format: str = _option(
-        choice("text", "json"), "text", "form of the log lines on stderr", reload=False, flag=True
+        choice("text", "json", "journal"),
+        "text",
+        "form of the log: lines on stderr, or entries of systemd's journal",
+        reload=False,
+        flag=True,
     )
     log_buffer: int = _option(
         SIZE,
         256 * KIB,
-        "log lines held while stderr is not read; further ones are dropped and counted",
+        "log lines held while they are not read; further ones are dropped and counted",
         least=4 * KIB,
         most=64 * MIB,
         reload=False,

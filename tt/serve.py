@@ -8,44 +8,36 @@ It must not know what a frame holds (dispatch.py) nor which bytes are a verdict 
 """
 
 import ctypes
-import errno
 import logging
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from tt import __version__, config, data_lock, keys, known_servers, log, privileges, sources
-from tt._core import REASON_CODES, Server, TimeoutTable
+from tt import __version__, config, data_lock, keys, known_servers, log, metrics, metrics_http, privileges, sources
+from tt._core import REASON_CODES, Connection, Server, TimeoutTable
 from tt.catalog.service import Service
 from tt.catalog.store import StoreError
-from tt.control import Control, ControlError, find_group, open_socket
+from tt.control import Control, ControlError, ControlSocket, find_group, open_socket
 from tt.data_lock import DataInUseError
-from tt.dispatch import Dispatcher
+from tt.dispatch import Dispatcher, Session
 from tt.guard import Guard
 from tt.kernel_gate import GateError, KernelGate
+from tt.listeners import ListenError, addresses, open_listeners
 from tt.privileges import PrivilegesError
+from tt.systemd import Manager, ManagerError, Passed, take_passed
 
 PROCESS_NAME = b"TapeTrackServer"  # 15 bytes: all that the kernel keeps as a thread's name
 SPARE_DESCRIPTORS = 256  # for all that is no client: listeners, files, the log, threads
 SOCKET_PATH = 107  # bytes of a Unix socket's path (unix(7))
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_NAME = 15
-# What to do about a listener, by what the kernel says (ip(7), ipv6(7), tcp(7)).
-LISTEN_REMEDIES = {
-    errno.EADDRINUSE: "stop who has it (ss -ltnp), or name another with --listen",
-    errno.EADDRNOTAVAIL: "name an address of this host (ip address) with --listen",
-    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: name a higher one with --listen",
-    errno.EINVAL: "a link-local address needs its interface: name it like [fe80::1%eth0]:5000 with --listen",
-    errno.EAFNOSUPPORT: "this host has no IPv6: name an IPv4 address with --listen",
-}
 VOUCHED = 4096  # sources that are vouched for, in each family; the one that was first gives way
 VOUCHED_FOR = 86_400_000_000_000  # ns since its last good login
 # Another thread that wants the GIL gets it after this, and the loop gets it back as soon: s.
@@ -63,18 +55,37 @@ def main(settings: config.Config) -> int:
         with ExitStack() as ends:
             return 0 if _serve(settings, ends) else 1
     except (
-        StartError, DataInUseError, keys.KeyFileError, GateError, ControlError, PrivilegesError, StoreError
+        StartError, DataInUseError, keys.KeyFileError, GateError, ControlError, PrivilegesError, StoreError,
+        ListenError, ManagerError, metrics_http.MetricsError,
     ) as error:  # fmt: skip
         # Escaped: a path may hold a line break.  And not by print(), which takes stdout where stderr was closed.
         os.write(2, b"tt: " + str(error).encode("unicode_escape") + b"\n")
         return 2
 
 
-def _serve(settings: config.Config, ends: ExitStack) -> bool:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts: threads inherit it
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    handler = log.start(settings.log_format, limit=settings.log_buffer)
+class _Opened(NamedTuple):
+    """What a server stands on: all that can fail for want of a right or a place, before anything runs."""
+
+    handler: log.Handler
+    manager: Manager
+    passed: list[Passed]
+    user: privileges.User | None
+    places: int
+    gateways: tuple[sources.Network, ...]
+    gate: KernelGate | None
+    listeners: list[socket.socket]
+    for_metrics: list[socket.socket]
+    data: Path
+    key: keys.ServerKey
+    door: ControlSocket
+
+
+def _open(settings: config.Config, ends: ExitStack) -> _Opened:
+    handler = _log(settings)
     ends.callback(handler.close)
+    manager = Manager(os.environ)
+    ends.callback(manager.close)
+    passed = take_passed(os.environ)
     user = privileges.find(settings.user)
     group = find_group(settings.control_group)
     places = _places(settings.max_connections)
@@ -82,10 +93,10 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
     gate = _gate(settings)
     if gate is not None:
         ends.callback(gate.close)
-    listeners = open_listeners(settings, gate)
-    for listener in listeners:
+    listeners = open_listeners(settings, gate, passed)
+    for_metrics = metrics_http.open_listeners(settings.metrics)
+    for listener in (*listeners, *for_metrics):
         ends.callback(listener.close)
-    addresses = [listener.getsockname() for listener in listeners]
     data = _data_directory(settings.data)
     privileges.hand_over(data, user)
     with privileges.acting_as(_member(user, group)):
@@ -96,36 +107,52 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
         ends.callback(door.close)
     if created:
         log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
+    return _Opened(
+        handler, manager, passed, user, places, gateways, gate, listeners, for_metrics, data, key, door
+    )  # fmt: skip
+
+
+def _serve(settings: config.Config, ends: ExitStack) -> bool:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts: threads inherit it
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    opened = _open(settings, ends)
+    gate, where = opened.gate, addresses(opened.listeners)
     _name_process()
     try:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         vouched = TimeoutTable(VOUCHED, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
-        guard = Guard(settings, table, data / "timeouts", gateways, handler)
-        dispatcher = Dispatcher([key], {})
+        guard = Guard(settings, table, opened.data / "timeouts", opened.gateways, opened.handler)
+        dispatcher = Dispatcher([opened.key], {})
         application = Application(settings, dispatcher, guard)
         server = Server(
-            [listener.detach() for listener in listeners], places, table, application, settings,
+            [listener.detach() for listener in opened.listeners], opened.places, table, application, settings,
             exempt=guard.exempt, signals=SIGNALS, vouched=vouched,
         )  # fmt: skip
-        _enter_known_servers(addresses, key.public)  # of who started it
-        privileges.drop(user, [one.map for one in gate.maps] if gate else [])
+        _enter_known_servers(where, opened.key.public)  # of who started it
+        privileges.drop(opened.user, [one.map for one in gate.maps] if gate else [])
         # From here on there are threads: a thread that was there before would have kept its capabilities.
-        catalog = Service(data, settings, lambda source: _vouch(vouched, source))
+        catalog = Service(opened.data, settings, lambda source: _vouch(vouched, source))
         ends.callback(catalog.close)
         guard.restore(gate)
     except MemoryError as error:
         raise StartError(
-            f"not enough memory for {places} connections and 2 x {settings.table_size} timed-out sources: "
+            f"not enough memory for {opened.places} connections and 2 x {settings.table_size} timed-out sources: "
             "lower max_connections or --table-size"
         ) from error
     application.serve(server)
     application.offer(catalog, dispatcher)
-    application.control = control = Control(door, server, table, guard, catalog)
+    application.control = control = Control(opened.door, server, table, guard, catalog)
     ends.callback(control.close)
+    if opened.for_metrics:
+        endpoint = metrics_http.Endpoint(
+            opened.for_metrics, server, control.status.counts, metrics.page_now, metrics.CONTENT_TYPE
+        )
+        ends.callback(endpoint.close)
     privileges.warn_of_root()
     _warn_of_no_reload(settings)
-    _say_started(addresses, key.public, settings, places)
-    handler.flush()
+    _say_started(where, opened, settings)
+    opened.handler.flush()
+    application.announce(opened.manager, "listening on " + ", ".join(map(str, where)))
     server.run()
     saved = guard.close()
     log.event(logging.INFO, "stopped")
@@ -141,7 +168,9 @@ class Application:
         self._server: Server
         self._catalog: Service | None = None
         self.control: Control | None = None
-        self.hello = dispatcher.hello
+        self._manager = Manager({})
+        self._status = ""
+        self._dispatcher = dispatcher
         self.turn = guard.turn
         self.failed = guard.failed
 
@@ -157,8 +186,21 @@ class Application:
         dispatcher.operations, dispatcher.ended = catalog.operations, catalog.ended
         catalog.start(self._server)
 
+    def announce(self, manager: Manager, status: str) -> None:
+        """The service manager that from here on hears how it goes: it serves."""
+        self._manager, self._status = manager, status
+        manager.ready(status)
+
+    def hello(self, connection: Connection, frame: bytes) -> "tuple[Session, bytes] | None":
+        """A whole HELLO: the session and the WELCOME, or None where it does not authenticate."""
+        answer = self._dispatcher.hello(connection, frame)
+        if answer is not None and not connection.proxied:
+            self._guard.front.arrived(connection.source, stranger=False)
+        return answer
+
     def tick(self) -> None:
         """About once a second."""
+        self._manager.tick()  # first: whatever fails below, it is not for the watchdog to end the others' connections
         self._guard.tick()
         if self._catalog is not None:
             self._catalog.tick(time.monotonic())
@@ -168,25 +210,33 @@ class Application:
     def signal(self, number: int) -> None:
         """SIGHUP: read the configuration again; else stop."""
         if number == signal.SIGHUP:
-            self._reload()
+            wrong = "a failure of our own"
+            self._manager.reloading()
+            try:
+                wrong = self._reload()
+            finally:
+                self._manager.ready(f"{self._status}; configuration not reloaded: {wrong}" if wrong else self._status)
         else:
+            self._manager.stopping()
             log.event(logging.INFO, "stopping", signal=signal.Signals(number).name)
             self._server.stop()
         self.tick()  # writes the log: who sent the signal waits for its line
 
-    def _reload(self) -> None:
+    def _reload(self) -> str:
+        """Why it could not be done; "" where it is."""
         try:
             settings, held = config.reload(self._settings)
             gateways = _gateways(settings)
         except (config.ConfigError, StartError) as error:
             log.event(logging.ERROR, "configuration not reloaded, the running one stays", error=str(error))
-            return
+            return str(error)
         self._settings = settings
         self._guard.configure(settings, gateways)
         self._server.configure(settings, self._guard.exempt)
         if self._catalog is not None:
             self._catalog.configure(settings)
         log.event(logging.INFO, "configuration reloaded", needs_restart=",".join(held) or None)
+        return ""
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------
@@ -197,6 +247,13 @@ def _fill_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+
+
+def _log(settings: config.Config) -> log.Handler:
+    try:
+        return log.start(settings.log_format, limit=settings.log_buffer)
+    except OSError as error:
+        _refuse(f"--log-format {settings.log_format}: {log.JOURNAL}", error, "without a journal, text or json")
 
 
 def _name_process() -> None:
@@ -291,83 +348,29 @@ def _gate(settings: config.Config) -> KernelGate | None:
     return gate
 
 
-def open_listeners(settings: config.Config, gate: KernelGate | None = None) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    try:
-        for address in settings.listen:
-            listener = _listen(address, settings, gate)
-            if listener is not None:
-                listeners.append(listener)
-    except StartError:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
-
-
-def _listen(address: config.Address, settings: config.Config, gate: KernelGate | None) -> socket.socket | None:
-    """A listener, or None for the default IPv6 one on a host without IPv6."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    optional = family == socket.AF_INET6 and settings.origin("listen") == config.DEFAULT
-    if optional and _ipv6_is_off():
-        _say_left_out(address)
-        return None
-    listener = None
-    try:
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Both are inherited by what is accepted: a drop is then accept and close, with a reset and nothing left behind.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((address.host, address.port))
-        if gate is not None:
-            gate.attach(listener.fileno())
-        listener.listen(settings.backlog)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            _say_left_out(address)
-            return None
-        _refuse(f"listen on {address}", error, LISTEN_REMEDIES.get(error.errno or 0, "name another with --listen"))
-    return listener
-
-
-def _ipv6_is_off() -> bool:
-    """Whether no interface has an IPv6 address, not even loopback: a socket could be had and bound all the same."""
-    try:
-        return not Path("/proc/net/if_inet6").read_bytes()
-    except OSError:  # no IPv6 in the kernel, which the socket will say, or no /proc
-        return False
-
-
-def _say_left_out(address: config.Address) -> None:
-    log.event(logging.WARNING, "no IPv6 on this host: listening on IPv4 alone", left_out=str(address))
-
-
 def _refuse(what: str, error: OSError, remedy: str) -> NoReturn:
     raise StartError(f"{what}: {error.strerror or error}: {remedy}") from error
 
 
-def _enter_known_servers(addresses: Iterable[Sequence[object]], public: bytes) -> None:
+def _enter_known_servers(where: Iterable[config.Address], public: bytes) -> None:
     """So that the first `tt ping 127.0.0.1` of the user who starts the server just works."""
     local = ["127.0.0.1", "localhost"]
     loopback = {"0.0.0.0": local, "127.0.0.1": local, "::": ["::1"]}  # noqa: S104 - a look-up, not a bind
-    for host, port, *_ in addresses:
-        for name in loopback.get(str(host), [str(host)]):
+    for host, port in where:
+        for name in loopback.get(host, [host]):
             try:
-                known_servers.add(name, int(str(port)), public)
+                known_servers.add(name, port, public)
             except (known_servers.KnownServersError, OSError) as error:
                 log.event(logging.WARNING, "not entered into known servers", server=name, error=str(error))
                 return
 
 
-def _say_started(addresses: Iterable[Sequence[object]], public: bytes, settings: config.Config, places: int) -> None:
-    for host, port, *_ in addresses:
-        log.event(logging.INFO, "listening", address=str(config.Address(str(host), int(str(port)))))
+def _say_started(where: Iterable[config.Address], opened: _Opened, settings: config.Config) -> None:
+    passed_as = ",".join(one.name for one in opened.passed) or None
+    for address in where:
+        log.event(logging.INFO, "listening", address=str(address), passed_as=passed_as)
     log.event(
-        logging.INFO, "started", version=__version__, pid=os.getpid(), key=keys.to_text(public), connections=places,
-        observe=settings.observe or None,
+        logging.INFO, "started", version=__version__, pid=os.getpid(), key=keys.to_text(opened.key.public),
+        connections=opened.places, observe=settings.observe or None,
     )  # fmt: skip
+    metrics_http.say(opened.for_metrics)

@@ -21,7 +21,9 @@ GROUPS = {
     "ping": "tt.cli.ping",
     "known": "tt.cli.known",
     "bans": "tt.cli.bans",
+    "exempt": "tt.cli.exempt",
     "status": "tt.cli.status",
+    "top": "tt.cli.top",
     "bpf": "tt.cli.bpf",
     "customer": "tt.cli.customer",
     "media": "tt.cli.media",
@@ -35,6 +37,8 @@ GROUPS = {
     "user": "tt.cli.user",
     "verify": "tt.cli.verify",
     "backup": "tt.cli.backup",
+    "completion": "tt.cli.completion",
+    "manual": "tt.cli.manual",
 }
 
 

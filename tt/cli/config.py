@@ -9,18 +9,15 @@ import argparse
 import os
 import textwrap
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from tt import __version__, config
+from tt import __version__, config, exemptions
 from tt.cli import output, serve
 
 COLUMNS = ("OPTION", "FROM", "CHANGES AT", "VALUE")
 WIDTH = 118  # characters of a comment line in TOML
-# Networks whose addresses are one IPv4 source each (RFC 4291 section 2.5.5.2, RFC 6052 section 2.1).
-IPV4_IN_IPV6 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
-WIDEST = {4: 8, 6: 7}  # bits: 10.0.0.0/8 and fc00::/7 are the widest networks of one's own
 SITE, HOST = 48, 64  # bits of what one site and what one network of hosts has of IPv6 (RFC 6177)
 # An option that does nothing without another: the other one, the value of that which turns it off, and the remedy.
 NEEDS = (
@@ -83,7 +80,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def warnings(loaded: config.Config) -> Iterator[str]:
     """What is allowed, and will not do what it seems: each one line with the remedy."""
-    yield from _about_exempt(loaded)
+    for network in loaded.exempt:
+        yield from (f"exempt = {network}: {why}" for why in exemptions.caveats(network, loaded.ipv6_prefix))
     yield from _about_addresses(loaded.listen)
     if loaded.observe:
         yield "observe = true: nobody is timed out, only logged; leave it out once the log is as you wish"
@@ -107,27 +105,6 @@ def warnings(loaded: config.Config) -> Iterator[str]:
         for path in paths if name in loaded.origins else ():
             if not path.is_absolute():
                 yield f"{name} = {path}: depends on the folder that the server is started in; give the whole path"
-
-
-def _about_exempt(loaded: config.Config) -> Iterator[str]:
-    for network in loaded.exempt:
-        if isinstance(network, str):
-            continue
-        text = f"exempt = {network}"
-        if network.prefixlen < WIDEST[network.version]:
-            share = "all" if network.prefixlen == 0 else f"1/{1 << network.prefixlen} of all"
-            yield f"{text}: {share} IPv{network.version} addresses are never timed out; name networks of your own"
-        elif isinstance(network, IPv6Network):
-            yield from (f"{text}: {why}" for why in _about_exempt_ipv6(network, loaded.ipv6_prefix))
-
-
-def _about_exempt_ipv6(network: IPv6Network, prefix: int) -> Iterator[str]:
-    if any(network.subnet_of(mapped) for mapped in IPV4_IN_IPV6):
-        inner = IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
-        yield f"exempts nobody, since such a source counts as its IPv4 address; write {inner}"
-    elif network.prefixlen > prefix and not network.is_link_local:  # of those each is a source by itself
-        whole = network.supernet(new_prefix=prefix)
-        yield f"exempts all of {whole}, which is one source; write that, so that it is seen"
 
 
 def _about_addresses(addresses: Iterable[config.Address]) -> Iterator[str]:
