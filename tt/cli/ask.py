@@ -20,6 +20,7 @@ from tt.cli import output
 
 PATIENCE = 10.0  # s for the next line
 BUFFER = 1 << 16  # bytes read at once
+LAST = (b'{"end"', b'{"error"')  # how the last line of an answer begins
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,20 @@ def connected(
     args: argparse.Namespace, *, patience: float | None = PATIENCE
 ) -> Iterator[Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]:
     """A connection for many requests, one after the other, each asked as by `ask`.  Raises output.Exit."""
-    path = args.control or args.data / config.CONTROL_SOCKET
+    path = control_path(args)
+    with connection_to(path, patience) as connection, connection.makefile("rb", BUFFER) as lines:
+        yield lambda request: _answer(connection, lines, path, request)
+
+
+def control_path(args: argparse.Namespace) -> Path:
+    """The control socket of the server that the options name."""
+    path: Path = args.control or args.data / config.CONTROL_SOCKET
+    return path
+
+
+@contextmanager
+def connection_to(path: Path, patience: float | None) -> Iterator[socket.socket]:
+    """Raises output.Exit."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(patience)
         try:
@@ -71,26 +85,57 @@ def connected(
             ) from error
         except OSError as error:
             raise output.Exit(output.NO_CONNECTION, f"{path}: {error.strerror or error}") from error
-        with connection.makefile("rb", BUFFER) as lines:
-            yield lambda request: _answer(connection, lines, path, request)
+        yield connection
 
 
 def _answer(
     connection: socket.socket, lines: Iterable[bytes], path: Path, request: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    try:
-        with suppress(BrokenPipeError):  # it answered before it had read all: too long
-            connection.sendall(json.dumps(request).encode() + b"\n")
+    with _understood(path):
+        _send(connection, request)
         for line in lines:
-            item = msgspec.json.decode(line)  # 50,000 at a time: five times as fast as `json`
-            if "error" in item:
-                raise output.Exit(output.DENIED if item.get("denied") else output.FAILED, item["error"])
+            item = _item(line)
             last = bool(item.get("end"))
             yield item
             if last:
                 return
+    raise output.Exit(output.NO_CONNECTION, f"{path}: the server ended before it had answered")
+
+
+def ask_lines(args: argparse.Namespace, request: dict[str, Any]) -> Iterator[bytes]:
+    """As `ask`, each object as the line of JSON that it came in, without the last one, which has "end".
+
+    A list of 50,000 takes longer to decode and to encode again than the server takes to make it.
+    """
+    path = control_path(args)
+    with connection_to(path, PATIENCE) as connection, connection.makefile("rb", BUFFER) as lines, _understood(path):
+        _send(connection, request)
+        for line in lines:
+            is_one_of_many = line.startswith(b'{"') and line.endswith(b"}\n") and not line.startswith(LAST)
+            if not is_one_of_many and _item(line).get("end"):
+                return
+            yield line
+        raise output.Exit(output.NO_CONNECTION, f"{path}: the server ended before it had answered")
+
+
+def _send(connection: socket.socket, request: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):  # it answered before it had read all: too long
+        connection.sendall(json.dumps(request).encode() + b"\n")
+
+
+def _item(line: bytes) -> dict[str, Any]:
+    item: dict[str, Any] = msgspec.json.decode(line)  # many at a time: five times as fast as `json`
+    if "error" in item:
+        raise output.Exit(output.DENIED if item.get("denied") else output.FAILED, item["error"])
+    return item
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Says what is wrong with what answers there."""
+    try:
+        yield
     except OSError as error:
         raise output.Exit(output.NO_CONNECTION, f"{path}: the server does not answer: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise output.Exit(output.NO_CONNECTION, f"{path}: what answers there is no TapeTrackServer") from error
-    raise output.Exit(output.NO_CONNECTION, f"{path}: the server ended before it had answered")

@@ -4,13 +4,12 @@ Must not know how the server is asked, nor decide what is right: the server does
 """
 
 import argparse
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from tt.cli import bans_file, bans_past, bans_report, output
 from tt.cli.arguments import add_filters, duration, length
-from tt.cli.ask import add_server_options, ask
+from tt.cli.ask import add_server_options, ask, ask_lines
 
 TOGETHER = 500  # items of a list
 HEADING = ("SOURCE", "REASON", "SINCE", "ENDS IN", "BEFORE", "DROPPED", "KERNEL", "SPOKE")
@@ -60,21 +59,18 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def _list(args: argparse.Namespace) -> int:
     request = {name: getattr(args, name) for name in ("network", "reason", "older", "newer")}
-    for number, some in enumerate(_together(ask(args, {"do": "bans.list", **request}))):
-        listed = [item for item in some if "end" not in item]
-        if args.json:
-            output.lines(map(output.json_text, listed))
-            continue
+    request["do"] = "bans.list"
+    if args.json:
+        listed = ask_lines(args, request)
+        while some := list(islice(listed, TOGETHER)):
+            output.json_lines(some)
+        return output.OK
+    for number, item in enumerate(ask(args, request)):
         if number == 0:  # only now: an error prints no heading
             output.line(ROW.format(*HEADING))
-        for item in listed:
+        if "end" not in item:
             output.line(_row(item))
     return output.OK
-
-
-def _together(items: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while some := list(islice(items, TOGETHER)):
-        yield some
 
 
 def _row(item: dict[str, Any]) -> str:

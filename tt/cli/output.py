@@ -103,6 +103,15 @@ def lines(texts: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
+def json_lines(texts: Iterable[bytes]) -> None:
+    """Print lines of JSON as they are; with what is not ASCII escaped."""
+    block = b"".join(texts)
+    if not block.isascii():
+        block = b"".join(json_text(msgspec.json.decode(line)).encode() + b"\n" for line in block.splitlines())
+    sys.stdout.write(block.decode("ascii"))
+    sys.stdout.flush()
+
+
 def json_text(value: object) -> str:
     """One JSON text in ASCII; msgspec takes an eighth of json's time, but does not escape the rest."""
     text = msgspec.json.encode(value)
