@@ -160,7 +160,7 @@ def update(name: str, description: str) -> Asked:
 
 def gets(report: Report) -> None:
     """volume.get beside redis-server's GET of the same bytes by the same name, 50 connections."""
-    count, runs = (30_000, 3) if report.quick else (100_000, 9)
+    count, runs = (10_000, 3) if report.quick else (40_000, 9)
     names = [volume.name for volume in volumes(VOLUMES)]
     random.Random(SEED).shuffle(names)  # noqa: S311 - an order that is the same at every run
     with ExitStack() as stack:
@@ -169,7 +169,7 @@ def gets(report: Report) -> None:
         values = dict(zip(names, map(_pack, client.pack([get(name) for name in names])), strict=True))
         redis = peer(report, stack, partial(Redis, {name.encode(): value for name, value in values.items()}))
         for outstanding, wanted in ((1, "at least 1.2"), (PACKED, "at least 0.9")):
-            options = {"connections": CONNECTIONS, "count": count, "warmup": count // 20}
+            options = {"connections": CONNECTIONS, "count": count, "warmup": count // 20, "deadline": 60}
             packed = [names[first : first + outstanding] for first in range(0, VOLUMES, outstanding)]
             frames = [exchange(client, [get(name) for name in some]) for some in packed]
             with ExitStack() as runs_of:
@@ -182,7 +182,7 @@ def gets(report: Report) -> None:
                     )
                     sides["redis GET, TLS"] = runs_of.enter_context(side)
                 results = kit.compare(sides, runs, "server_ns")
-            report.details[f"gets_{outstanding}"] = results
+            report.keep(f"gets_{outstanding}", results)
             name = f"volume.get, {outstanding} outstanding"
             report.add(*rows_beside_get(name, results, wanted))
 
@@ -196,7 +196,7 @@ def _redis_get(name: bytes, value: bytes) -> Exchange:
 
 def updates(report: Report) -> None:
     """Changes that are on the disk before they are acknowledged, 50 connections, one outstanding on each."""
-    seconds, runs = (1, 3) if report.quick else (4, 9)
+    seconds, runs = (1, 2) if report.quick else (2, 7)
     disk, flush = _disk(PLACE)
     report.machine["disk"] = f"{disk}, fdatasync of 4 KiB {flush:.0f} us"
     descriptions = [f"an incremental backup of last night, job {job}" for job in (10_000, 20_000)]
@@ -221,7 +221,7 @@ def updates(report: Report) -> None:
         if postgres is not None:
             kept = int(postgres.ask("SELECT count(*) FROM history"))
             _at_least("PostgreSQL's history", kept, results["PostgreSQL, TLS, pgbench"])
-    report.details["updates"] = results
+    report.keep("updates", results)
     name = "durable update with its history"
     rows = [
         row_of(name, "/s", results, side, "rate", ours_over_peer=True, wanted=wanted)
@@ -303,7 +303,7 @@ def _exchanged(port: int) -> int:
 
 def growth(report: Report) -> None:
     """Server CPU of a get and of a page of a list, any of all Volumes, in a large catalogue beside a small one."""
-    many = 100_000 if report.quick else 1_000_000
+    many = 50_000 if report.quick else 1_000_000
     runs = 3 if report.quick else 9
     small, large = f"{VOLUMES:,} Volumes", f"{many:,} Volumes"
     with ExitStack() as stack:
@@ -321,7 +321,7 @@ def growth(report: Report) -> None:
                 for _ in range(VOLUMES // int(options["count"]) if frames is _any_gets else 0):
                     kit.alternate(sides, 1)  # until the small one has all in memory, as it would be in the long run
                 results = kit.compare(sides, runs, "server_ns")
-            report.details[name] = results
+            report.keep(name, results)
             row = row_of(name, "us CPU", results, small, "server_ns", scale=MICRO, ours_over_peer=True)
             row.wanted = "at most 1.5"
             report.add(row)

@@ -77,14 +77,14 @@ def time_out_flood(block_map: Map) -> None:
 
 def verdicts(report: Report) -> None:
     """First hostile byte sent until its source is in the map, 1,000 new offenders a second (bench/offend.c)."""
-    count, runs = (2_000, 1) if report.quick else (20_000, 3)
+    count, runs = (2_000, 1) if report.quick else (8_000, 3)
     results = []
     with pinned_map() as (_, path), Ours("-B", path) as ours:
         for number in range(runs):
             first = kit.source(OFFENDERS + number)
             words = (kit.program("offend"), "127.0.0.1", ours.port, path, count, 1000, first)
             results.append(json.loads(kit.output_of(*words, cpu=kit.LOAD_CPU)))
-    report.details["verdicts"] = results
+    report.keep("verdicts", results)
     name = "first hostile byte to kernel map"
     report.add(
         Row(f"{name}, p50", "us", column(results, "p50_ns", MICRO), wanted="at most 100"),
@@ -129,7 +129,7 @@ def _additions_per_second(gate: KernelGate, size: int, turns: int) -> float:
 def _bpftool_per_second(report: Report) -> float | None:
     """As scripts do it: a process an address."""
     if shutil.which("bpftool") is None:
-        report.missing.append("bpftool is not installed: run: make bench-deps")
+        report.not_measured("bpftool is not installed: run: make bench-deps")
         return None
     count = 50
     with pinned_map() as (_, path):
@@ -149,9 +149,7 @@ def packets(report: Report) -> None:
     """
     in_kernel, alone = _dropped_by_filter(report)
     in_user_space = _dropped_in_user_space(report)
-    report.details["packets"] = {
-        "filter_ns": in_kernel, "generator_alone_ns": alone, "accept_and_drop_ns": in_user_space,
-    }  # fmt: skip
+    report.keep("packets", {"filter_ns": in_kernel, "generator_alone_ns": alone, "accept_and_drop_ns": in_user_space})
     row = Row("dropped by the listener filter", "/s and core", [1e9 / ns for ns in in_kernel], "accept and drop")
     row.peer = [1e9 / ns for ns in in_user_space]
     row.ratio = [user / kernel for user, kernel in zip(in_user_space, in_kernel, strict=True)]
@@ -161,12 +159,12 @@ def packets(report: Report) -> None:
 
 
 def _runs(report: Report) -> int:
-    return 3 if report.quick else 9
+    return 3 if report.quick else 7
 
 
 def _dropped_by_filter(report: Report) -> tuple[list[float], list[float]]:
     """CPU time of a SYN, ns: with the generator, and of the generator alone."""
-    count = 200_000 if report.quick else 2_000_000
+    count = 200_000 if report.quick else 500_000
     with pinned_map() as (block_map, path):
         time_out_flood(block_map)
         with closing(flood.Flood()) as syns, kit.on_load_cpu():
@@ -189,7 +187,7 @@ def filter_drops(ours: Ours) -> int:
 
 def _dropped_in_user_space(report: Report) -> list[float]:
     """CPU time of a connection, ns: of the generator and the server, on one processor."""
-    count = 20_000 if report.quick else 100_000
+    count = 5_000 if report.quick else 30_000
     ours = Ours()
     ours.cpu = kit.LOAD_CPU
     with ours:
@@ -227,7 +225,7 @@ def segments(report: Report) -> None:
             bpf_load.attach(listener_filter, receiver.fileno())
             with_.append(_ns_per_segment(sender, receiver, count))
             bpf_load.detach(receiver.fileno())
-    report.details["segments"] = {"without_ns": without, "with_ns": with_}
+    report.keep("segments", {"without_ns": without, "with_ns": with_})
     row = Row("data segment, with the inherited filter", "ns", with_, "without", without)
     row.ratio = [a / b for a, b in zip(with_, without, strict=True)]
     cost = statistics.median(a - b for a, b in zip(with_, without, strict=True))

@@ -14,12 +14,13 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "build/bench"
@@ -27,6 +28,7 @@ RESULTS = ROOT / "bench/results"
 SERVER_CPU, LOAD_CPU = 1, 0
 IN_NAMESPACE = os.geteuid() == 0  # bench.kernel.namespaces() makes it so
 SPREAD = 0.2  # of the ratios, from which on the runs are doubled
+FEWEST_DOUBLED = 4  # runs: fewer are a quick look
 
 Run = Mapping[str, float]
 Side = Callable[[], Run]
@@ -48,6 +50,7 @@ class Row:
     ratio: list[float] = field(default_factory=list)  # of the pairs; above 1 is for us, but where `wanted` is "at most"
     wanted: str = ""  # "at least 1.5", "at most 1.05": of the median ratio, or of ours where there is no peer
     note: str = ""
+    measurement: str = ""  # Report.add() fills it in
 
     def judged(self) -> float | None:
         values = self.ratio or (self.ours if not self.peer_name else [])
@@ -63,24 +66,69 @@ class Row:
 
 @dataclass
 class Report:
-    """All of one run; `write` makes the JSON file, `print` the table."""
+    """All of one run, by measurement; `write` makes the JSON file.  What is repeated replaces its part."""
 
     quick: bool
-    rows: list[Row] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # when, how long, of which commit, beside what else
+    _now: str = ""  # the measurement under way
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        saved = json.loads(path.read_text())
+        return cls(**saved | {"rows": [Row(**row) for row in saved["rows"]]})
+
+    @contextmanager
+    def measuring(self, name: str) -> Iterator[None]:
+        """The part of that measurement; what an earlier run had of it goes when this one has ended."""
+        old = [row for row in self.rows if row.measurement == name]
+        details, missing = self.details.pop(name, None), self.missing.pop(name, None)
+        watch, begun = OthersWatch(), time.monotonic()
+        self._now = name
+        try:
+            yield
+        except BaseException:
+            self.rows = [row for row in self.rows if row.measurement != name or row in old]
+            if details is not None:
+                self.details[name] = details
+            if missing is not None:
+                self.missing[name] = missing
+            raise
+        finally:
+            self._now = ""
+        self.rows = [row for row in self.rows if row not in old]
+        self.parts[name] = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - begun, 1),
+            "commit": self.machine.get("commit", "unknown"),
+            "other_work": round(watch.part(), 3),
+        }
+
+    def keep(self, name: str, results: Any) -> None:
+        """The single runs behind the rows."""
+        self.details.setdefault(self._now, {})[name] = results
+
+    def not_measured(self, reason: object) -> None:
+        self.missing.setdefault(self._now, []).append(str(reason))
+        print(f"not measured: {reason}", flush=True)
 
     def add(self, *rows: Row) -> None:
         for row in rows:
+            row.measurement = self._now
             self.rows.append(row)
             print(format_row(row), flush=True)
 
-    def write(self) -> Path:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        path = RESULTS / f"{stamp}{'-quick' if self.quick else ''}.json"
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+    def write(self, path: Path | None = None) -> Path:
+        """Into the file, or a new one in bench/results/."""
+        if path is None:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+            path = RESULTS / f"{stamp}{'-quick' if self.quick else ''}.json"
+        saved = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+        path.write_text(json.dumps(saved, indent=1) + "\n")
         return path
 
 
@@ -120,11 +168,11 @@ def program(name: str) -> Path:
 
 
 def source(block: int, number: int = 0) -> str:
-    """An IPv4 address of this host, of a block of 65,536: in our own namespace of RFC 6598's 100.64.0.0/10, since a
-    loopback address gets warnings of its own in our log; else of the loopback network.
+    """An IPv4 address of this host, of a block of 65,536 (beyond it, of the next): in our own namespace of RFC 6598's
+    100.64.0.0/10, since a loopback address gets warnings of its own in our log; else of the loopback network.
     """
     first = f"100.{64 + block}" if IN_NAMESPACE else f"127.{1 + block}"
-    return f"{first}.{number >> 8}.{number & 255}"
+    return str(IPv4Address(f"{first}.0.0") + number)
 
 
 def load(work: str, protocol: str, port: int, *, block: int, **options: object) -> dict[str, float]:
@@ -136,6 +184,17 @@ def load(work: str, protocol: str, port: int, *, block: int, **options: object) 
 def _load(work: str, protocol: str, port: int, block: int, options: Mapping[str, object]) -> Sequence[object]:
     words = [f"from={source(block)}", *(f"{name}={value}" for name, value in options.items())]
     return (program("load"), work, protocol, "127.0.0.1", port, *words)
+
+
+@contextmanager
+def loading(work: str, protocol: str, port: int, *, block: int, **options: object) -> Iterator[subprocess.Popen[str]]:
+    """bench/load.c under way; SIGTERM makes it tell its result."""
+    words = command(*_load(work, protocol, port, block, options), cpu=LOAD_CPU)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as generator:  # noqa: S603
+        try:
+            yield generator
+        finally:
+            generator.kill()
 
 
 @contextmanager
@@ -180,7 +239,8 @@ def compare(sides: Mapping[str, Side], runs: int, key: str) -> dict[str, list[Ru
     """As alternate(); doubled once where the pairs' ratios of `key` are too far apart.  The first side is ours."""
     results = alternate(sides, runs)
     ours, *peers = results
-    if any(spread(ratios(results[ours], results[peer], key)) > SPREAD for peer in peers):
+    few = runs < FEWEST_DOUBLED
+    if not few and any(spread(ratios(results[ours], results[peer], key)) > SPREAD for peer in peers):
         for name, more in alternate(sides, runs).items():
             results[name] += more
     return results
@@ -225,10 +285,10 @@ def format_row(row: Row) -> str:
     return "; ".join([*words, row.note] if row.note else words)
 
 
-def markdown(report: Report) -> str:
+def markdown(rows: Iterable[Row]) -> str:
     """The table of bench/README.md."""
     lines = ["| figure | unit | ours | peer | ratio | wanted |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in report.rows:
+    for row in rows:
         peer = f"{row.peer_name} {show(row.peer) if row.peer else 'not measured'}" if row.peer_name else ""
         met = {True: " (met)", False: " (missed)", None: ""}[row.met()]
         ratio = f"**{show(row.ratio)}**" if row.ratio else ""
@@ -243,7 +303,16 @@ def _version(*words: str) -> str:
     if shutil.which(words[0]) is None:
         return "not here"
     done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode and words[1] == "-c":
+        return "not here"
     return ((done.stdout + done.stderr).strip().splitlines() or ["?"])[0]
+
+
+def _package(name: str) -> str:
+    """A version as Debian counts it, of what has more to say about itself than that."""
+    with suppress(RuntimeError, OSError):
+        return output_of("dpkg-query", "--show", "--showformat", "${Version}", name)
+    return "not here"
 
 
 def _cpu_model() -> str:
@@ -277,7 +346,13 @@ def machine() -> dict[str, Any]:
         "redis": _version("redis-server", "--version"),
         "nginx": _version("nginx", "-v"),
         "haproxy": _version("haproxy", "-v"),
+        "memcached": _version("memcached", "-V"),
         "postgresql": _version("psql", "--version"),
+        "fail2ban": _version("fail2ban-server", "--version"),
+        "crowdsec": _package("crowdsec"),
+        "crowdsec bouncer": _package("crowdsec-firewall-bouncer"),
+        "nftables": _version("nft", "--version"),
+        "uvloop": _version(str(ROOT / ".venv/bin/python"), "-c", "import uvloop; print(uvloop.__version__)"),
         "openssl": _version("openssl", "version"),
     }
 
@@ -312,4 +387,5 @@ class OthersWatch:
     def part(self) -> float:
         """Only programs that have ended count as ours: ask when the servers are stopped."""
         others = self._total() - self._busy - (self._children() - self._own)
-        return max(0.0, others / (time.monotonic() - self._begun) / (os.cpu_count() or 1))
+        part = others / (time.monotonic() - self._begun) / (os.cpu_count() or 1)
+        return min(1.0, max(0.0, part))  # ticks of 10 ms are coarse where a measurement is short

@@ -31,7 +31,7 @@ def look_ups(uint32_t sources, uint32_t among, uint32_t count):
         raise MemoryError
     with nogil:
         for n in range(sources):
-            table_add(&t, source_from_v4(FIRST + n), now, DAY, 0, False, DAY, &evicted, &gave_way)
+            table_add(&t, source_from_v4(FIRST + n), now, DAY, 0, False, False, DAY, &evicted, &gave_way)
         for n in range(among):  # what can be cached is
             missed += table_find(&t, source_from_v4(FIRST + n * STEP % among), now) == NULL
         begun = monotonic_ns()

@@ -13,10 +13,12 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from pwd import getpwnam
+from pwd import getpwnam, getpwuid
+from resource import RLIMIT_NOFILE, getrlimit
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +31,7 @@ SOURCES = 65536  # timed-out sources: what our table holds by default
 HOSTILE, HONEST, IDLE, OFFENDERS = range(4)
 PEERS = kit.ROOT / "bench/peers"
 DEPS = "run: make bench-deps"
+NOBODY = getpwnam("nobody").pw_uid
 PLACE = Path("/var/tmp")  # noqa: S108 - of their files: what outlives a reboot is on a disk, as /tmp need not be
 
 
@@ -61,6 +64,20 @@ class Process:
     def ready(self) -> None:
         """What it needs once it listens."""
 
+    def await_until(self, there: Callable[[], bool]) -> None:
+        """Wait until it is so; shows what the server said where that takes too long."""
+        assert self._process is not None  # noqa: S101
+        end = time.monotonic() + PATIENCE
+        while not there():
+            if self._process.poll() is not None or time.monotonic() > end:
+                said = (self.folder / "log").read_text(errors="replace").strip()
+                raise RuntimeError(f"{self.name} did not start: {said}")
+            time.sleep(0.02)
+
+    def time_out_hostile(self, sources: int = SOURCES) -> None:
+        """Time out so many sources from HOSTILE on, as everybody is: each sends an HTTP request."""
+        kit.load("junk", "plain", self.port, connections=64, block=HOSTILE, sources=sources, count=sources)
+
     def __enter__(self) -> Self:
         try:
             self.prepare()
@@ -71,7 +88,7 @@ class Process:
                 self._process = subprocess.Popen(  # noqa: S603
                     words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=kit.ROOT
                 )
-            self._await_port()
+            self.await_until(self._listens)
             self.ready()
         except BaseException:
             self._end()
@@ -83,16 +100,10 @@ class Process:
     ) -> None:
         self._end()
 
-    def _await_port(self) -> None:
-        assert self._process is not None  # noqa: S101
-        end = time.monotonic() + PATIENCE
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1, ("127.255.0.1", 0)):
-                return
-            if self._process.poll() is not None or time.monotonic() > end:
-                said = (self.folder / "log").read_text(errors="replace").strip()
-                raise RuntimeError(f"{self.name} does not listen on port {self.port}: {said}")
-            time.sleep(0.02)
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1, ("127.255.0.1", 0)):
+            return True
+        return False
 
     def _end(self) -> None:
         if self._process is not None:
@@ -124,15 +135,7 @@ class Ours(Process):
 
     def ready(self) -> None:
         """It listens before it has brought a kernel map in line, and connections wait meanwhile."""
-        end = time.monotonic() + PATIENCE
-        while " started " not in (self.folder / "log").read_text(errors="replace"):
-            if time.monotonic() > end:
-                raise RuntimeError(f"our server did not start within {PATIENCE:.0f} s")
-            time.sleep(0.02)
-
-    def time_out_hostile(self, sources: int = SOURCES) -> None:
-        """Time out so many sources from HOSTILE on, as everybody is: each sends an HTTP request."""
-        kit.load("junk", "plain", self.port, connections=64, block=HOSTILE, sources=sources, count=sources)
+        self.await_until(lambda: " started " in (self.folder / "log").read_text(errors="replace"))
 
 
 class Bare(Process):
@@ -160,9 +163,18 @@ class Peer(Process):
     def file(self) -> Path:
         return self.folder / self.configuration
 
-    def fill_in(self, configuration: str) -> None:
-        text = (PEERS / configuration).read_text()
-        (self.folder / configuration).write_text(text.format(dir=self.folder, port=self.port, port2=self.port2))
+    def fill_in(self, configuration: str, **more: object) -> None:
+        """That file of bench/peers/ into the folder, with what stands in braces filled in."""
+        room, _ = getrlimit(RLIMIT_NOFILE)
+        values = more | {
+            "dir": self.folder,
+            "port": self.port,
+            "port2": self.port2,
+            "user": getpwuid(os.getuid() or NOBODY).pw_name,
+            "connections": min(100_000, room - 300),
+            "half": min(100_000, (room - 1_000) // 2),  # HAProxy wants two descriptors for each
+        }
+        (self.folder / configuration).write_text((PEERS / configuration).read_text().format(**values))
 
     def prepare(self) -> None:
         self.fill_in(self.configuration)
@@ -217,21 +229,54 @@ def resp(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
+class Memcached(Peer):
+    """Holds one key, `k`, with 64 bytes."""
+
+    configuration = "memcached.options"
+    request = "get k\r\n"
+    reply = len("VALUE k 0 64\r\n") + 64 + len("\r\nEND\r\n")
+
+    def __init__(self) -> None:
+        super().__init__("memcached")
+
+    def command(self) -> Sequence[object]:
+        options = [line for line in self.file.read_text().splitlines() if not line.startswith("#")]
+        return "memcached", *options
+
+    def ready(self) -> None:
+        ask_tls(self.port, b"set k 0 0 64\r\n" + 64 * b"x" + b"\r\n", b"STORED\r\n")
+
+
+class Python(Process):
+    """bench/peers/asyncio_server.py, on asyncio's own loop or on uvloop's."""
+
+    def __init__(self, loop: str = "asyncio") -> None:
+        if find_spec(loop) is None:
+            raise kit.NotMeasuredError(f"{loop} is not in .venv: run: make bench")
+        super().__init__(loop)
+        key, _ = keys.create_or_load(self.folder)
+        self.key = key.public.hex()
+
+    def command(self) -> Sequence[object]:
+        return kit.ROOT / ".venv/bin/python", PEERS / "asyncio_server.py", self.folder, self.port, self.name
+
+
 class Haproxy(Peer):
     """`port` refuses the hostile sources in the clear; `port2` does so too and answers HTTP over TLS to others."""
 
     configuration = "haproxy.cfg"
     request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"
 
-    def __init__(self) -> None:
+    def __init__(self, sources: int = SOURCES) -> None:
         super().__init__("haproxy")
+        self.sources = sources
 
     def command(self) -> Sequence[object]:
         return "haproxy", "-db", "-f", self.file
 
     def prepare(self) -> None:
         super().prepare()
-        sources = (kit.source(HOSTILE, number) for number in range(SOURCES))
+        sources = (kit.source(HOSTILE, number) for number in range(self.sources))
         (self.folder / "sources").write_text("\n".join(sources) + "\n")
 
     def reply(self) -> int:

@@ -197,7 +197,7 @@ class Target:
     gate: Callable[[], AbstractContextManager[Counter | None]]
     verdict: int = flood.PASS
 
-    def run(self, generator: Generator, rate: int, seconds: int) -> Run:
+    def run(self, generator: Generator, rate: int, seconds: float) -> Run:
         with self.gate() as dropped:
             before = dropped() if dropped else 0
             with generator.running(self.port, self.verdict, rate) as made:
@@ -214,7 +214,7 @@ class Target:
 
 
 def synload(report: Report) -> None:
-    seconds, runs = (1, 2) if report.quick else (3, 5)
+    seconds, runs = (0.5, 1) if report.quick else (1.5, 5)
     with ExitStack() as stack:
         block_map, path = stack.enter_context(pinned_map(SOURCES))
         time_out_flood(block_map)
@@ -245,7 +245,7 @@ def synload(report: Report) -> None:
             for words, rate in (("", RATE), (" undisturbed", 0))
         }
         results = kit.alternate(sides, runs)
-    report.details["synload"] = results
+    report.keep("synload", results)
     for name in targets:
         report.add(*_rows(name, results[name], results[f"{name} undisturbed"]))
 

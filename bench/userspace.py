@@ -5,21 +5,17 @@ stand beside it where the server, and not the generator, was the limit.
 """
 
 import importlib.util
-import socket
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bench import kit
 from bench.kit import NotMeasuredError, Report, Row, Run, Side, column, ratios
-from bench.servers import HONEST, HOSTILE, IDLE, SOURCES, Bare, Haproxy, Nginx, Ours, Process, Redis
-from tt.noise import create_hello
-from tt.wire import HELLO, Hello, encode_hello, header
+from bench.servers import HONEST, HOSTILE, SOURCES, Bare, Haproxy, Nginx, Ours, Process, Python
 
 CONNECTIONS = 50
+LOOPS = ("asyncio", "uvloop")
 MICRO = 1000.0  # ns
 P = TypeVar("P", bound=Process)
 
@@ -29,8 +25,7 @@ def peer(report: Report, stack: ExitStack, make: Callable[[], P]) -> P | None:
     try:
         server = make()
     except NotMeasuredError as error:
-        report.missing.append(str(error))
-        print(f"not measured: {error}", flush=True)
+        report.not_measured(error)
         return None
     stack.enter_context(server)
     return server
@@ -70,7 +65,7 @@ def rows_beside_get(name: str, results: dict[str, list[Run]], wanted: str) -> li
 
 def drops(report: Report) -> None:
     """CPU time of a connection that a timed-out source makes, all sources in turn, 64 connections at a time."""
-    count, runs = (30_000, 3) if report.quick else (200_000, 9)
+    count, runs = (5_000, 3) if report.quick else (30_000, 7)
 
     def dropped(server: Process) -> Run:
         options = {"connections": 64, "block": HOSTILE, "sources": SOURCES, "count": count, "warmup": count // 20}
@@ -82,68 +77,60 @@ def drops(report: Report) -> None:
     with ExitStack() as stack:
         ours, bare = stack.enter_context(Ours()), stack.enter_context(Bare())
         ours.time_out_hostile()
-        sides = {"ours": lambda: dropped(ours), "bare C": lambda: dropped(bare)}
-        haproxy = peer(report, stack, Haproxy)
-        if haproxy is not None:
-            sides["HAProxy"] = lambda: dropped(haproxy)
+        sides: dict[str, Side] = {"ours": partial(dropped, ours), "bare C": partial(dropped, bare)}
+        if haproxy := peer(report, stack, Haproxy):
+            sides["HAProxy"] = partial(dropped, haproxy)
+        for loop in LOOPS:
+            if python := peer(report, stack, partial(Python, loop)):
+                python.time_out_hostile()
+                sides[loop] = partial(dropped, python)
         results = kit.compare(sides, runs, "server_ns")
-    report.details["drops"] = results
+    report.keep("drops", results)
     name = "accept and drop, 65,536 sources timed out"
     report.add(
         row_of(name, "us CPU", results, "bare C", "server_ns", scale=MICRO, ours_over_peer=True, wanted="at most 1.05"),
         row_of(name, "us CPU", results, "HAProxy", "server_ns", scale=MICRO),
         row_of(name, "connections/s", results, "HAProxy", "rate", ours_over_peer=True),
+        *(row_of(name, "us CPU", results, loop, "server_ns", scale=MICRO) for loop in LOOPS),
     )
 
 
-# ---- requests -------------------------------------------------------------------------------------------------------
-
-
-def pings(report: Report) -> None:
-    """Encrypted empty pings beside redis-server's GET over TLS, 50 connections."""
-    count, runs = (50_000, 3) if report.quick else (200_000, 9)
-    with ExitStack() as stack:
-        ours = stack.enter_context(Ours())
-        redis = peer(report, stack, Redis)
-        for outstanding, wanted in ((1, "at least 1.5"), (16, "at least 0.4")):
-            options: dict[str, Any] = {
-                "connections": CONNECTIONS, "outstanding": outstanding, "block": HONEST, "sources": 64,
-                "count": count, "warmup": count // 20,
-            }  # fmt: skip
-            sides: dict[str, Side] = {
-                "ours": partial(kit.load, "request", "tt", ours.port, pid=ours.pid, key=ours.key, **options)
-            }
-            if redis is not None:
-                got = options | {"request": redis.request, "reply": redis.reply, "pid": redis.pid}
-                sides["redis GET, TLS"] = partial(kit.load, "request", "tls", redis.port, **got)
-            results = kit.compare(sides, runs, "server_ns")
-            report.details[f"pings_{outstanding}"] = results
-            name = f"ping, {outstanding} outstanding"
-            report.add(*rows_beside_get(name, results, wanted))
+# ---- handshakes ------------------------------------------------------------------------------------------------------
 
 
 def handshakes(report: Report) -> None:
     """Full handshakes, a new connection each, from a source each, so that no budget of ours comes in."""
-    count, runs = (2_000, 3) if report.quick else (10_000, 9)
-    options = {"connections": 32, "block": HONEST, "sources": SOURCES, "count": count, "warmup": count // 20}
+    count, runs = (500, 3) if report.quick else (2_000, 7)
+    options: dict[str, Any] = {
+        "connections": 32,
+        "block": HONEST,
+        "sources": SOURCES,
+        "count": count,
+        "warmup": count // 20,
+    }
     with ExitStack() as stack:
         ours = stack.enter_context(Ours())
-        nginx = peer(report, stack, Nginx)
-        sides = {"ours": lambda: kit.load("handshake", "tt", ours.port, pid=ours.pid, key=ours.key, **options)}
-        if nginx is not None:
-            sides["nginx, TLS"] = lambda: kit.load("handshake", "tls", nginx.port, pid=nginx.pid, **options)
+        greet = partial(kit.load, "handshake", **options)
+        sides: dict[str, Side] = {"ours": partial(greet, "tt", ours.port, pid=ours.pid, key=ours.key)}
+        if nginx := peer(report, stack, Nginx):
+            sides["nginx, TLS"] = partial(greet, "tls", nginx.port, pid=nginx.pid)
+        for loop in LOOPS:
+            if python := peer(report, stack, partial(Python, loop)):
+                sides[loop] = partial(greet, "tt", python.port, pid=python.pid, key=python.key)
         results = kit.compare(sides, runs, "server_ns")
-    report.details["handshakes"] = results
+    report.keep("handshakes", results)
     rate = row_of("full handshake", "/s", results, "nginx, TLS", "rate", ours_over_peer=True)
     for side, of_side in results.items():
         if max(column(of_side, "server_busy")) < 0.9:
             rate.note += f"{side}: not saturated; "
     report.add(
-        row_of("full handshake", "us CPU", results, "nginx, TLS", "server_ns", scale=MICRO, wanted="at least 3"), rate
+        row_of("full handshake", "us CPU", results, "nginx, TLS", "server_ns", scale=MICRO, wanted="at least 3"),
+        rate,
+        *(row_of("full handshake", "us CPU", results, loop, "server_ns", scale=MICRO) for loop in LOOPS),
     )
 
 
-# ---- the table and memory -------------------------------------------------------------------------------------------
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 def table(report: Report) -> None:
@@ -174,46 +161,3 @@ def table(report: Report) -> None:
         Row(f"look-up of any, {large}", "ns", cold),
         Row("slot with its key", "bytes", [lookup.slot_bytes()], wanted="at most 64"),
     )
-
-
-def memory(report: Report) -> None:
-    """Memory of our process for an idle connection, before its HELLO and after it; the kernel's is not in it."""
-    count = 5_000  # fewer would say more of pages than of connections
-    rows = []
-    for name, greets, wanted in (
-        ("idle connection before its HELLO", False, "at most 1024"),
-        ("idle connection after its HELLO", True, "at most 8192"),
-    ):
-        with Ours() as server:
-            _hold(server, 50, 0, greets)()  # what the first ones cost alone is no cost of a connection
-            before = _private_bytes(server.pid)
-            close = _hold(server, count, 50, greets)
-            each = (_private_bytes(server.pid) - before) / count
-            close()
-        rows.append(Row(name, "bytes", [each], wanted=wanted))
-    report.add(*rows)
-
-
-def _hold(server: Ours, count: int, skip: int, greets: bool) -> Callable[[], None]:
-    public = bytes.fromhex(server.key)
-    message, _ = create_hello(public, encode_hello(Hello("bench", "0")))
-    peers = []
-    for number in range(skip, skip + count):
-        one = socket.create_connection(("127.0.0.1", server.port), 10, (kit.source(IDLE, number), 0))
-        peers.append(one)
-        if greets:
-            one.sendall(header(HELLO, len(message)) + message)
-            if not one.recv(1):
-                raise RuntimeError("the server ended a connection before its WELCOME")
-    time.sleep(0.2)  # the last of them are accepted
-
-    def close() -> None:
-        for one in peers:
-            one.close()
-
-    return close
-
-
-def _private_bytes(pid: int) -> int:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return int(fields["Private_Dirty"].split()[0]) * 1024

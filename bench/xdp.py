@@ -162,7 +162,7 @@ class Nft:
 
 def ladder(report: Report) -> None:
     """Attempts of 65,536 timed-out sources that one processor turns away a second, by what turns them away."""
-    packets, runs = (200_000, 2) if report.quick else (1_000_000, 9)
+    packets, runs = (100_000, 2) if report.quick else (500_000, 7)
     with ExitStack() as stack:
         block_map, _ = stack.enter_context(pinned_map(SOURCES))
         time_out_flood(block_map)
@@ -179,7 +179,7 @@ def ladder(report: Report) -> None:
         results = kit.compare(sides, runs, "ns") if INGRESS in sides else kit.alternate(sides, runs)
         if by_element is not None and by_element.counted_by_elements() < packets * len(results[COUNTED]):
             raise RuntimeError(f"{COUNTED}: the elements did not count every packet")
-    report.details["ladder"] = results
+    report.keep("ladder", results)
     report.add(*_ladder_rows(results))
 
 
@@ -196,7 +196,7 @@ def _dropped(line: Line, packets: int, hook: Hook, verdict: int = flood.PASS) ->
 def _nft_sides(report: Report, stack: ExitStack, line: Line, packets: int, sides: dict[str, Side]) -> Nft | None:
     """Adds them; returns the one whose elements count.  None, and said, where there is no nft."""
     if shutil.which("nft") is None:
-        report.missing.append(f"nftables in the ladder: nft is not installed: {DEPS}")
+        report.not_measured(f"nftables in the ladder: nft is not installed: {DEPS}")
         return None
     ingress = f"ingress device {flood.INTERFACE} priority 0"
     by_element = Nft("netdev", ingress, in_set=True)
@@ -270,7 +270,7 @@ def program(report: Report) -> None:
             "empty": partial(_test_run, empty, _frames(flood.NETWORK, PORT), flood.PASS, repeat),
         }
         results = kit.alternate(sides, runs)
-    report.details["program"] = results
+    report.keep("program", results)
     nothing = results.pop("empty")
     for name, of_name in results.items():
         over = [run["ns"] - bare["ns"] for run, bare in zip(of_name, nothing, strict=True)]
