@@ -52,7 +52,7 @@ help:
 serve: build
 	@exec $(SANITIZER) $(BIN)/TapeTrackServer $(ARGS)
 
-test: build .venv/.test-tools
+test: build .venv/.test-tools .venv/.bench-tools
 	@tools/need.sh test $(PYTHON)
 	@$(SANITIZER) $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
