@@ -302,7 +302,9 @@ def markdown(rows: Iterable[Row]) -> str:
 def _version(*words: str) -> str:
     if shutil.which(words[0]) is None:
         return "not here"
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    # Without the sanitizer's library, with which this may run: psql is a Perl script, and Perl hangs with it.
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(words, env=plain, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode and words[1] == "-c":
         return "not here"
     return ((done.stdout + done.stderr).strip().splitlines() or ["?"])[0]
