@@ -391,7 +391,8 @@ def test_the_commands_of_the_document_work_in_their_order(lab: Lab) -> None:
     blocks = re.findall(r"<!-- run -->\n```sh\n(.*?)```", text, re.DOTALL)
     commands = "".join(blocks).splitlines()
     assert len(commands) == 14
-    shell = ("env", f"TT_DATA={lab.place / 'data'}", f"PATH={BIN}:{os.environ['PATH']}", "sh", "-ec")
+    shell = ("env", f"TT_DATA={lab.place / 'data'}", f"PATH={BIN}:{os.environ['PATH']}")
+    library = [f"LD_PRELOAD={os.environ['LD_PRELOAD']}"] if "LD_PRELOAD" in os.environ else []  # the sanitizer's
     with ExitStack() as running:
         for command in commands:
             program, *arguments = shlex.split(command)
@@ -400,7 +401,7 @@ def test_the_commands_of_the_document_work_in_their_order(lab: Lab) -> None:
                 server = running.enter_context(lab.serve(*arguments))
                 server.await_line("started")
             else:
-                said = lab.host.run(*shell, command)
+                said = lab.host.run(*shell, *(library if program == "tt" else ()), "sh", "-ec", command)
                 if program == "bpftool" and "create" in arguments:
                     lab.open_map(arguments[2])
             if command.startswith("bpftool map dump"):
