@@ -245,7 +245,7 @@ def blocks(report: Report) -> None:
     """One offender after another, and 200 at once."""
     if not kit.IN_NAMESPACE:
         raise NotMeasuredError("what the kernel drops needs root")
-    alone, crowds = (3, 1) if report.quick else (10, 3)
+    alone, crowds = (2, 1) if report.quick else (10, 3)
     if shutil.which("nft") is None:
         raise NotMeasuredError(f"nft is not installed: {DEPS}")
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ TOLD = (1, 16)  # levels of which all peers stand in the table; the others are i
 
 
 def pings(report: Report) -> None:
-    seconds, runs = (0.2, 2) if report.quick else (0.5, 5)
+    seconds, runs = (0.2, 1) if report.quick else (0.5, 5)
     with ExitStack() as stack:
         asked = _asked(report, stack)
         for outstanding, wanted in LEVELS.items():

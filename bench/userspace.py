@@ -65,7 +65,7 @@ def rows_beside_get(name: str, results: dict[str, list[Run]], wanted: str) -> li
 
 def drops(report: Report) -> None:
     """CPU time of a connection that a timed-out source makes, all sources in turn, 64 connections at a time."""
-    count, runs = (5_000, 3) if report.quick else (30_000, 7)
+    count, runs = (5_000, 1) if report.quick else (30_000, 7)
 
     def dropped(server: Process) -> Run:
         options = {"connections": 64, "block": HOSTILE, "sources": SOURCES, "count": count, "warmup": count // 20}

@@ -162,7 +162,7 @@ class Nft:
 
 def ladder(report: Report) -> None:
     """Attempts of 65,536 timed-out sources that one processor turns away a second, by what turns them away."""
-    packets, runs = (100_000, 2) if report.quick else (500_000, 7)
+    packets, runs = (100_000, 1) if report.quick else (500_000, 7)
     with ExitStack() as stack:
         block_map, _ = stack.enter_context(pinned_map(SOURCES))
         time_out_flood(block_map)
