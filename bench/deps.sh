@@ -25,15 +25,6 @@ done
 [ "$(id -u)" = 0 ] || die "missing:$missing: run: sudo make bench-deps"
 
 before=$(listening)
-# CrowdSec's package would register this machine at its makers' over the network; where this file holds anything it does
-# not (its postinst), and the bench asks nobody outside.
-online=/etc/crowdsec/online_api_credentials.yaml
-if [ ! -e "$online" ]; then
-    mkdir -p "${online%/*}"
-    echo '# Made by bench-deps: this machine is not registered at the central API.' >"$online"
-    chmod 600 "$online"
-fi
-
 echo "bench-deps: installing with apt, no service is started:$missing"
 # shellcheck disable=SC2086 -- a list of words
 "$(dirname "$0")/../tools/apt.sh" $missing || die "apt could not install$missing: see above"

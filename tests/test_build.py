@@ -156,9 +156,18 @@ def shells_and_man_find(prefix: Path) -> None:
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Path]:
     """A PATH with next to nothing: a Python, an apt-get that only notes its arguments, and no client program."""
-    for name in ("sh", "sort", "tr", "mktemp", "rm", "cat", "chmod"):
+    for name in ("sh", "sort", "tr", "mktemp", "rm", "cat", "chmod", "mkdir"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
-    (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    for folder in ("tools", "usr/sbin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for script in (ROOT / "tools").glob("*.sh"):  # theirs is this host but for what they would write to it
+        copy = tmp_path / "tools" / script.name
+        copy.write_text(re.sub(r"=(/usr/sbin|/etc)/", rf"={tmp_path}\1/", script.read_text()))
+        copy.chmod(0o755)
+    policy = tmp_path / "usr/sbin/policy-rc.d"
+    (tmp_path / "apt-get").write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n{policy}; echo $? >>{tmp_path}/policy\n'
+    )
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for name in ("apt-get", "python"):
         (tmp_path / name).chmod(0o755)
@@ -169,7 +178,7 @@ def need(path: Path, stage: str, user: int) -> subprocess.CompletedProcess[str]:
     (path / "id").write_text(f"#!/bin/sh\necho {user}\n")
     (path / "id").chmod(0o755)
     return subprocess.run(
-        [ROOT / "tools/need.sh", stage, "python"], env={"PATH": str(path)}, capture_output=True, text=True, check=False
+        [path / "tools/need.sh", stage, "python"], env={"PATH": str(path)}, capture_output=True, text=True, check=False
     )
 
 
@@ -192,6 +201,9 @@ def test_as_root_what_is_missing_is_installed_and_one_line_says_so(bare: Path) -
     assert update == "update"
     assert install.startswith("install --yes --no-install-recommends ")
     assert "server" not in install
+    assert (bare / "policy").read_text().split() == ["101", "101"]  # no service is started meanwhile
+    assert list((bare / "usr/sbin").iterdir()) == []
+    assert (bare / "etc/crowdsec/online_api_credentials.yaml").read_text()  # and nobody is told
 
 
 def test_a_python_that_is_too_old_is_named(bare: Path) -> None:

@@ -97,6 +97,11 @@ test)
     program openssl openssl
     program ssh openssh-client
     program haproxy haproxy
+    program nft nftables
+    program jq jq
+    program fail2ban-regex fail2ban
+    program cscli crowdsec
+    program chattr e2fsprogs
     program ip iproute2
     program pidof procps
     program tmux tmux
