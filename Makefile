@@ -103,7 +103,7 @@ $(BUILT): .venv/.made $(SOURCES)
 # The programs of the bench: compiled for this machine, never shipped.
 BENCH := $(addprefix build/bench/,load drop offend)
 
-build/bench/load: bench/noise.c bench/noise.h bench/script.c bench/script.h bench/latency.c bench/latency.h
+build/bench/load: bench/options.c bench/options.h bench/noise.c bench/noise.h bench/script.c bench/script.h bench/latency.c bench/latency.h
 build/bench/load build/bench/offend: bench/base.c bench/base.h
 $(BENCH): build/bench/%: bench/%.c
 	@mkdir -p build/bench

@@ -31,29 +31,11 @@
 #include "base.h"
 #include "latency.h"
 #include "noise.h"
+#include "options.h"
 #include "script.h"
 
-enum work { DROP, JUNK, HANDSHAKE, REQUEST };
-enum protocol { PLAIN, TT, TLS };
 enum phase { FREE, CONNECTING, GREETING, LOGGING_IN, SERVING, ENDING };
-enum { EVENTS = 256, IN = 1 << 17, MOST_OUTSTANDING = 64, MOST_CONNECTIONS = 1 << 17, MOST_GREETED = 512 };
-static const char *const WORKS[] = {"drop", "junk", "handshake", "request"};
-static const char *const PROTOCOLS[] = {"plain", "tt", "tls"};
-
-static struct {
-    enum work work;
-    enum protocol protocol;
-    struct sockaddr_in server;
-    uint32_t connections, outstanding, sources, source_base;
-    uint32_t each;                /* units in an answer */
-    bool turns;
-    uint64_t count, warmup, rate; /* units, units, a second */
-    uint64_t time, give_up, deadline; /* ns */
-    pid_t pid;
-    char request[MOST_REQUEST];
-    size_t reply_size; /* bytes */
-} opt = {.connections = 50, .outstanding = 1, .each = 1, .sources = 1, .source_base = 0x7f010000, .count = 10000,
-         .deadline = 600000000000u, .request = "GET / HTTP/1.1\r\nHost: tape\r\n\r\n"};
+enum { EVENTS = 256, MOST_GREETED = 512 };
 
 struct peer {
     int fd;
@@ -72,8 +54,7 @@ struct peer {
 static struct peer peers[MOST_CONNECTIONS], *unused, *oldest, *newest;
 static int epoll;
 static SSL_CTX *tls_context;
-static struct exchange *script;
-static uint32_t script_size, next_exchange, in_use, ready, in_flight; /* script_size: without the first */
+static uint32_t next_exchange, in_use, ready, in_flight;
 static bool asking, warming;
 static volatile sig_atomic_t stopped;
 static uint64_t opened, next_due, started, units, parts, server_cpu, own_cpu;
@@ -204,8 +185,8 @@ static void ask(struct peer *p, uint32_t count, uint64_t now)
 {
     static uint8_t out[MOST_OUTSTANDING * (MOST_REQUEST + TT_MORE)];
     size_t size = 0;
-    for (uint32_t i = 0; i < count; i++, next_exchange = (next_exchange + 1) % script_size)
-        size += put(p, &script[1 + next_exchange], out + size, now);
+    for (uint32_t i = 0; i < count; i++, next_exchange = (next_exchange + 1) % opt.script_size)
+        size += put(p, &opt.script[1 + next_exchange], out + size, now);
     send_all(p, out, size);
 }
 
@@ -226,12 +207,12 @@ static void greeted(struct peer *p, uint64_t now)
         shutdown(p->fd, SHUT_WR); /* the server has worked through all we said when its own end comes */
         return;
     }
-    if (!script[0].request_size) {
+    if (!opt.script[0].request_size) {
         begin_asking(p, now);
         return;
     }
     p->phase = LOGGING_IN;
-    send_all(p, out, put(p, &script[0], out, now));
+    send_all(p, out, put(p, &opt.script[0], out, now));
 }
 
 /* What a TLS client says first, made once. */
@@ -298,7 +279,7 @@ static bool completes(struct peer *p, const struct exchange *e, const uint8_t *s
     }
     for (uint32_t i = 0; e->reply && i < e->reply_size; i++)
         if (said[i] != e->reply[i])
-            die("byte %u of the reply to request %zu is %02x, not %02x", i, (size_t)(e - script), said[i], e->reply[i]);
+            die("byte %u of the reply to request %zu is %02x, not %02x", i, (size_t)(e - opt.script), said[i], e->reply[i]);
     return true;
 }
 
@@ -517,104 +498,12 @@ static void take_turns(void)
     }
 }
 
-/* ---- options --------------------------------------------------------------------------------------------------- */
+/* ---- start ----------------------------------------------------------------------------------------------------- */
 
-static int choose(const char *word, const char *const *words, int count)
+static void prepare(void)
 {
-    for (int i = 0; i < count; i++)
-        if (strcmp(word, words[i]) == 0)
-            return i;
-    die("%s: no such word here; `load` alone lists them", word);
-    return -1;
-}
-
-static void take_key(const char *hex)
-{
-    uint8_t key[TT_KEY];
-    for (int i = 0; i < TT_KEY; i++)
-        if (sscanf(hex + 2 * i, "%2hhx", &key[i]) != 1)
-            die("key=%s: a public key has %d hexadecimal digits", hex, 2 * TT_KEY);
-    tt_prepare(key);
-}
-
-/* Without a script: nothing to begin with; a ping, or request= and reply=. */
-static void make_script(void)
-{
-    static struct exchange one[2];
-    static const uint8_t ping[1];
-    if (opt.protocol == TT)
-        one[1] = (struct exchange){ping, ping, 1, 1};
-    else
-        one[1] = (struct exchange){.request = (uint8_t *)opt.request, .request_size = (uint32_t)strlen(opt.request),
-                                   .reply_size = (uint32_t)opt.reply_size};
-    script = one;
-    script_size = 1;
-}
-
-static void take_option(char *option)
-{
-    char *value = strchr(option, '=');
-    if (!value)
-        die("%s: options are NAME=VALUE", option);
-    *value++ = 0;
-    const uint64_t number = strtoull(value, NULL, 10);
-    struct in_addr address;
-    if (strcmp(option, "connections") == 0 && number >= 1 && number <= MOST_CONNECTIONS)
-        opt.connections = (uint32_t)number;
-    else if (strcmp(option, "outstanding") == 0 && number >= 1 && number <= MOST_OUTSTANDING)
-        opt.outstanding = (uint32_t)number;
-    else if (strcmp(option, "count") == 0 && number >= 1)
-        opt.count = number;
-    else if (strcmp(option, "seconds") == 0 && strtod(value, NULL) > 0)
-        opt.time = (uint64_t)(strtod(value, NULL) * (double)SECOND);
-    else if (strcmp(option, "warmup") == 0)
-        opt.warmup = number;
-    else if (strcmp(option, "rate") == 0 && number >= 1 && number <= SECOND)
-        opt.rate = number;
-    else if (strcmp(option, "sources") == 0 && number >= 1 && number <= 1 << 22)
-        opt.sources = (uint32_t)number;
-    else if (strcmp(option, "from") == 0 && inet_pton(AF_INET, value, &address) == 1)
-        opt.source_base = ntohl(address.s_addr);
-    else if (strcmp(option, "give_up") == 0)
-        opt.give_up = number * 1000000u;
-    else if (strcmp(option, "deadline") == 0 && number >= 1)
-        opt.deadline = number * SECOND;
-    else if (strcmp(option, "pid") == 0 && number >= 1)
-        opt.pid = (pid_t)number;
-    else if (strcmp(option, "reply") == 0 && number >= 1 && number < IN)
-        opt.reply_size = number;
-    else if (strcmp(option, "request") == 0 && strlen(value) < MOST_REQUEST)
-        strcpy(opt.request, value);
-    else if (strcmp(option, "each") == 0 && number >= 1 && number <= 1 << 20)
-        opt.each = (uint32_t)number;
-    else if (strcmp(option, "turns") == 0)
-        opt.turns = number;
-    else if (strcmp(option, "script") == 0) {
-        script = read_script(value, &script_size);
-        script_size--;
-    }
-    else if (strcmp(option, "key") == 0)
-        take_key(value);
-    else
-        die("%s=%s: no such option, or its value is out of range", option, value);
-}
-
-static void prepare(char **argv)
-{
-    opt.work = (enum work)choose(argv[1], WORKS, sizeof WORKS / sizeof *WORKS);
-    opt.protocol = (enum protocol)choose(argv[2], PROTOCOLS, sizeof PROTOCOLS / sizeof *PROTOCOLS);
-    opt.server.sin_family = AF_INET;
-    opt.server.sin_port = htons((uint16_t)atoi(argv[4]));
-    if (inet_pton(AF_INET, argv[3], &opt.server.sin_addr) != 1)
-        die("%s: not an IPv4 address", argv[3]);
-    for (char **option = argv + 5; *option; option++)
-        take_option(*option);
-    if (!script)
-        make_script();
     if (opt.pid && clock_getcpuclockid(opt.pid, &server_clock) != 0)
         die("pid=%d: no such process", (int)opt.pid);
-    if (opt.work == REQUEST && !script[1].reply_size)
-        die("request %s needs reply=: the bytes of a reply", argv[2]);
     tls_context = SSL_CTX_new(TLS_client_method());
     if (!tls_context || !SSL_CTX_set_min_proto_version(tls_context, TLS1_3_VERSION) ||
         !SSL_CTX_set1_groups_list(tls_context, "X25519") ||
@@ -630,16 +519,10 @@ static void prepare(char **argv)
 
 int main(int argc, char **argv)
 {
-    if (argc < 5) {
-        fputs("usage: load drop|junk|handshake|request plain|tt|tls ADDRESS PORT [NAME=VALUE...]\n"
-              "  connections= outstanding= count= or seconds= warmup= (units) rate= (a second) sources= from= (first IPv4 source)\n"
-              "  give_up= (ms) deadline= (s) pid= (of the server) request= reply= (bytes of one) key= (hex)\n"
-              "  script= (file) each= (units in an answer) turns=1 (a line on stdin is a run; {} says that it is ready)\n", stderr);
-        return 2;
-    }
+    read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     mallopt(M_MMAP_THRESHOLD, 1 << 28); /* the kernel maps fewer pieces than there may be connections */
-    prepare(argv);
+    prepare();
     asking = !opt.turns;
     if (opt.turns) {
         take_turns();
