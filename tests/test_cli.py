@@ -1,5 +1,6 @@
 """tt.cli: what the commands print, on which stream, and their exit codes."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_client import (
     Link,
@@ -145,6 +147,42 @@ def test_ctrl_c_ends_an_endless_ping_with_the_statistics(start: Start, tmp_path:
         assert process.wait(10) == output.OK
     assert re.fullmatch(REPLY.format(1), first)
     assert re.fullmatch(STATISTICS.format(1, 1, 0) + ROUND_TRIP, rest)
+
+
+class Recorder(io.StringIO):
+    """Keeps each write by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.writes.append(text)
+        return super().write(text)
+
+
+def test_ctrl_c_cannot_come_between_a_line_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(sys, "stdout", recorder)
+    monkeypatch.setattr(sys, "stderr", recorder)
+    output.line("one")
+    output.blank_line()
+    output.json_line({"two": 2})
+    output.lines(["three", "four"])
+    output.json_lines([b'{"five":5}\n', b'{"six":6}\n'])
+    output.message("seven")
+    assert recorder.writes == ["one\n", "\n", '{"two": 2}\n', "three\nfour\n", '{"five":5}\n{"six":6}\n', "tt: seven\n"]
+
+
+@pytest.mark.parametrize("text", ["\x7f", "\x1b[2J", "\u202e", "\U0001f4fc", '"\\'])
+def test_json_holds_nothing_that_a_terminal_obeys_and_loses_nothing(text: str, capsys: Capture) -> None:
+    value = {"name": text}
+    output.json_line(value)
+    output.line(output.json_text(value))
+    output.json_lines([msgspec.json.encode(value) + b"\n"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [value] * 3
+    assert all(line.isascii() and line.isprintable() for line in lines)
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(start: Start) -> None:

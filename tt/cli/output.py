@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from typing import TextIO
 
 import msgspec
 
@@ -84,23 +85,22 @@ def _exit_code(error: Exception) -> int:
 
 def line(text: str) -> None:
     """Print one line of data."""
-    print(printable(text), flush=True)
+    lines([text])
 
 
 def blank_line() -> None:
     """Print an empty line, which sets one block of data apart from the next."""
-    print(flush=True)
+    lines([""])
 
 
 def json_line(value: Mapping[str, object]) -> None:
     """Print one JSON object (RFC 8259) on a line of its own."""
-    print(json.dumps(value), flush=True)  # escapes all that is not ASCII
+    lines([_without_delete(json.dumps(value))])
 
 
 def lines(texts: Iterable[str]) -> None:
     """Print many lines of data at once: a write for each would make a list of 50,000 take twice as long."""
-    sys.stdout.write("".join(printable(text) + "\n" for text in texts))
-    sys.stdout.flush()
+    _put(sys.stdout, "".join(printable(text) + "\n" for text in texts))
 
 
 def json_lines(texts: Iterable[bytes]) -> None:
@@ -108,19 +108,31 @@ def json_lines(texts: Iterable[bytes]) -> None:
     block = b"".join(texts)
     if not block.isascii():
         block = b"".join(json_text(msgspec.json.decode(line)).encode() + b"\n" for line in block.splitlines())
-    sys.stdout.write(block.decode("ascii"))
-    sys.stdout.flush()
+    _put(sys.stdout, _without_delete(block.decode("ascii")))
 
 
 def json_text(value: object) -> str:
     """One JSON text in ASCII; msgspec takes an eighth of json's time, but does not escape the rest."""
     text = msgspec.json.encode(value)
-    return text.decode("ascii") if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
+    return _without_delete(
+        text.decode("ascii") if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
+    )
+
+
+def _without_delete(text: str) -> str:
+    """Escape the one control character that JSON in ASCII may hold as it is (RFC 8259, section 7)."""
+    return text.replace("\x7f", "\\u007f")
 
 
 def message(text: str) -> None:
     """Print one message for people."""
-    print(f"tt: {printable(text)}", file=sys.stderr, flush=True)
+    _put(sys.stderr, f"tt: {printable(text)}\n")
+
+
+def _put(stream: TextIO, text: str) -> None:
+    """Write whole lines.  Not with print(): Ctrl-C can end it before the newline, which glues the next line on."""
+    stream.write(text)
+    stream.flush()
 
 
 def printable(text: str) -> str:
