@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from tt.state_file import sync_directory
+
 PRIVATE_FILE = "server.key"
 PUBLIC_FILE = "server.pub"
 
@@ -110,11 +112,7 @@ def write_file(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # the name is durable only with its directory
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 def _check_bytes(public: bytes) -> bytes:

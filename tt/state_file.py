@@ -34,7 +34,7 @@ def replace(path: Path, parts: Iterable[bytes]) -> None:
     try:
         _write(temporary, parts)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError:
         with suppress(OSError):
             temporary.unlink()
@@ -52,8 +52,8 @@ def _write(path: Path, parts: Iterable[bytes]) -> None:
         os.fsync(descriptor)
 
 
-def _sync_directory(path: Path) -> None:
-    # Without this the rename may be lost in a power cut, and with it a save that was reported done.
+def sync_directory(path: Path) -> None:
+    """Without this a new name in it may be lost in a power cut, and with it what was reported done.  Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -30,6 +30,7 @@ from tt.catalog.schema import (
     fingerprint,
     foreign_object,
 )
+from tt.state_file import sync_directory
 
 START = bytes(32)  # what the first row is chained to
 HEAD = "SELECT sequence, hash FROM history ORDER BY sequence DESC LIMIT 1"
@@ -263,7 +264,7 @@ def backup(path: Path, target: Path) -> Head:
                 copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, which can be moved as it is
                 head = read_head(copy)
             part.rename(target)
-            _sync(target.parent)
+            sync_directory(target.parent)
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else explain(error)
             raise StoreError(f"{target}: no backup was made: {reason}") from error
@@ -271,15 +272,6 @@ def backup(path: Path, target: Path) -> Head:
             with suppress(OSError):
                 part.unlink()
     return head
-
-
-def _sync(directory: Path) -> None:
-    # Without this the new name may be lost in a power cut.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from tt import config
 from tt.cli import output
+from tt.cli.arguments import duration
 from tt.cli.ask import add_server_options, ask
 from tt.cli.report_figures import DAY, MINUTE, Entry, Window, figures
 from tt.cli.report_page import page
@@ -50,10 +50,7 @@ def register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _since(text: str) -> float:
-    try:
-        seconds: float = config.DURATION.read(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: it must be {config.DURATION.rule}") from None
+    seconds = duration(text)
     if not LEAST <= seconds <= MOST:
         raise argparse.ArgumentTypeError(f"{text!r}: it must be {LEAST // MINUTE}m to {MOST // DAY}d")
     return seconds

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from unicodedata import combining, east_asian_width
 
 from tt.cli import output
+from tt.cli.arguments import length
 from tt.cli.report_figures import Entry
 from tt.cli.top_keys import HELP, Keys
 from tt.cli.top_model import MINUTE, Model
@@ -129,11 +130,8 @@ def figure(value: float | None) -> str:
 
 def span_of(seconds: float) -> str:
     """A length of time: 9:58, 2:00:00, 3d 4h."""
-    days, rest = divmod(max(0, round(seconds)), DAY)
-    hours, minutes, whole = rest // 3600, rest // 60 % 60, rest % 60
-    if days:
-        return f"{days}d {hours}h"
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+    days, rest = divmod(round(seconds), DAY)
+    return f"{days}d {rest // 3600}h" if days > 0 else length(seconds)
 
 
 def small_time(seconds: float | None) -> str:
