@@ -285,8 +285,8 @@ cdef class TimeoutTable:
 
     `capacity` is 1..2^20 sources a family, `ipv6_prefix` how many bits make an IPv6 source, `seed` 16 bytes (random
     when None). Times and lengths are integer ns; `now` is CLOCK_MONOTONIC, and one earlier than the last seen counts
-    as the last seen. Any address of a source may be given for it, as text, or the source packed, as TimedOut has it,
-    which is ten times as fast. Not for two threads at once.
+    as the last seen. Any address of a source may be given for it, as text, or the source packed, as TimedOut has it:
+    find is then 5 times as fast, and 14 where there is nothing to find. Not for two threads at once.
     """
 
     cdef timeout_table families[2]              # IPv4, IPv6
