@@ -22,7 +22,7 @@ from tt.pending import Later, Pending
 SERVER_NAME = "TapeTrackServer"
 MAX_REQUESTS_BEFORE_LOGIN = 64  # in one message: login takes one
 # What is done for one connection before others are served, whichever comes first.
-SLICE = 128  # requests
+SLICE = 128  # requests, or pings
 SLICE_TIME = 0.001  # s
 SLICE_SIZE = 256 * 1024  # bytes of results
 
@@ -214,7 +214,8 @@ class Session:
             for frame in frames:
                 if self.closing:
                     return
-                if left <= 0 or perf_counter() > self._slice_ends:
+                # Each slice does something: the process may have been held up between its beginning and here.
+                if left < SLICE and (left <= 0 or perf_counter() > self._slice_ends):
                     yield from self._pause(None)
                     left = SLICE
                 body = self._assembler.feed(self._transport.open(frame[: wire.HEADER], frame[wire.HEADER :]))
@@ -224,6 +225,7 @@ class Session:
                     if len(requests) > 1 or not self._answer_read(requests[0], answers):
                         yield from self._answer(requests, answers)
                 elif body is not None:
+                    left -= 1
                     answers.append(_PING_HEADER + self._transport.seal(_PING_HEADER, _PING))
         except (NoiseError, wire.Tampered):
             self.close("tampered")

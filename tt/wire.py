@@ -36,8 +36,8 @@ MIN_COMPRESSED = 512
 COMPRESSED, MORE = 1, 2  # flags; 4 means a built-in dictionary, of which version 1 has none
 # Level 3 makes replies of 3 to 6,000 tape records 1 to 4 % smaller and takes 5 to 20 % longer.
 COMPRESSION_LEVEL = 1
-# Clearing the tables of level 1 takes longer than compressing a short body: below this size smaller ones do, which for 5
-# to 30 records of tapes take 0.35 to 0.65 of the time and leave 6 to 16 % more.
+# Clearing the tables of level 1 takes longer than compressing a short body: below this size smaller ones do, which take
+# 0.35 to 0.65 of the time for 5 to 30 records of tapes, and leave 6 to 16 % more.
 _SHORT = 4096
 _SHORT_PARAMETERS = zstandard.ZstdCompressionParameters(
     window_log=12, hash_log=9, chain_log=6, search_log=1, min_match=4, target_length=1, strategy=zstandard.STRATEGY_FAST
