@@ -16,6 +16,7 @@ from tt import keys
 from tt.client import Client, TapeTrackError
 
 NS = 10**9
+LONG = 5.0  # s that an honest client may wait where the machine is busy; who is held up waits for a deadline, or ever
 CALLS = (
     "extension",
     "interpreter",
