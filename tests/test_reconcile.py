@@ -131,18 +131,18 @@ def test_fifty_thousand_are_reconciled_in_slices_and_one_more_is_too_many(desk: 
     work = desk.begin("tapemaster", "reconcile", repository="US02.LTO.LIBR", volumes=scanned)
     steps, longest = 0, 0.0
     while True:
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             next(work)
         except StopIteration as end:
             answer = desk.finish(end.value)
             break
         steps += 1
-        longest = max(longest, time.perf_counter() - start)
+        longest = max(longest, time.thread_time() - start)
     certificate = answer.certificate
     assert (certificate.correct, certificate.surplus, certificate.deficit) == (MAX_SCANNED - 1, ["X9"], ["A00000"])
     assert steps > MAX_SCANNED / 500
-    assert longest < 0.1  # s: twenty times what a slice takes, since the machine is shared
+    assert longest < 0.1  # s of processor time: twenty times what a slice takes
     desk.put(Volume("US02.LTO.Z00000", "LIBR"))
     code, message = desk.error("tapemaster", "reconcile", repository="US02.LTO.LIBR", volumes=scanned)
     assert (code, message) == ("conflict", f"US02.LTO.LIBR has more than {MAX_SCANNED} Volumes: too many to reconcile")

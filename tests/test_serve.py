@@ -52,7 +52,7 @@ def client(server: Process, source: str = "127.0.0.1") -> Client:
 
 def test_a_stranger_is_timed_out_at_its_first_packet_and_may_come_again_after_it(tmp_path: Path) -> None:
     curl = ["curl", "--silent", "--show-error", "--max-time", "10", "--interface", "127.0.0.9"]
-    with Process(tmp_path, "--timeout", "2") as server:
+    with Process(tmp_path, "--timeout", "5") as server:
         answers = subprocess.run(
             [TT, "ping", "-c", "4", "-i", "0.1", f"{HOST}:{server.port}"],
             env=server.environ, capture_output=True, text=True, check=True,
@@ -63,7 +63,7 @@ def test_a_stranger_is_timed_out_at_its_first_packet_and_may_come_again_after_it
         done = subprocess.run([*curl, url], env=plain_environment(), capture_output=True, text=True, check=False)
         assert "reset by peer" in done.stderr
         line = server.await_timed_out("127.0.0.9")
-        assert 'reason=not_protocol seconds=2 before=0 looks="HTTP request" first="GET / HTTP/1.1\\r\\n' in line
+        assert 'reason=not_protocol seconds=5 before=0 looks="HTTP request" first="GET / HTTP/1.1\\r\\n' in line
         assert server.drops("127.0.0.9")
         assert server.ping(count=4).returncode == 0
 

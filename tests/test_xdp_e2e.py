@@ -95,7 +95,7 @@ def test_a_scanner_is_gone_after_its_first_packet_until_its_time_out_has_ended(
         net.tag(*tags)
     tt("load", "--dev", "vs", "--mode", mode, "--value", "8")
     assert [one["mode"] for one in status()["interfaces"]] == [mode]
-    with server(tmp_path, "--timeout", "2") as running:
+    with server(tmp_path, "--timeout", "5") as running:
         for source in (CLIENT, OTHER, CLIENT6, OTHER6):
             assert lets_in(net, source)
         scan(net, running, CLIENT)
@@ -108,7 +108,7 @@ def test_a_scanner_is_gone_after_its_first_packet_until_its_time_out_has_ended(
 
 def test_a_server_that_is_killed_leaves_drops_that_end_by_themselves(net: Pair, tmp_path: Path) -> None:
     tt("load", "--dev", "vs", "--value", "8")
-    with server(tmp_path, "--timeout", "2") as running:
+    with server(tmp_path, "--timeout", "5") as running:
         scan(net, running, CLIENT)
         running.kill()
         assert not lets_in(net, CLIENT)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -136,26 +137,39 @@ class Endpoint:
         self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        accepting = [self._loop.create_task(self._accept(listener)) for listener in self._listeners]
+        for listener in self._listeners:
+            self._listen(listener)
         await self._end.wait()
-        for task in (*accepting, *self._tasks):
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*accepting, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            with suppress(OSError):  # no descriptor, or gone again: after the pause it is tried anew
-                peer, _ = await self._loop.sock_accept(listener)
-                task = self._loop.create_task(self._converse(peer))
-                self._tasks[task] = None
-                task.add_done_callback(self._tasks.pop)
-                if len(self._tasks) > CONNECTIONS:
-                    next(iter(self._tasks)).cancel()
-            await asyncio.sleep(PAUSE)
+    def _listen(self, listener: socket.socket) -> None:
+        if not self._end.is_set():
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        self._loop.remove_reader(listener)
+        self._loop.call_later(PAUSE, self._listen, listener)
+        with suppress(OSError):  # no descriptor, or gone again: after the pause it is tried anew
+            peer, _ = listener.accept()
+            peer.setblocking(False)
+            task = self._loop.create_task(self._converse(peer))
+            self._tasks[task] = None
+            task.add_done_callback(partial(self._ended, peer))
+            if len(self._tasks) > CONNECTIONS:
+                next(iter(self._tasks)).cancel()
+
+    def _ended(self, peer: socket.socket, task: asyncio.Task[None]) -> None:
+        """Also that of a connection whose task was cancelled before its first step."""
+        self._tasks.pop(task)
+        peer.close()
 
     async def _converse(self, peer: socket.socket) -> None:
         """One request and its reply; then the peer closes, or the deadline does."""
-        with peer, suppress(OSError, TimeoutError):
+        with suppress(OSError, TimeoutError):
             async with asyncio.timeout(DEADLINE):
                 await self._loop.sock_sendall(peer, await self._reply(await self._request(peer)))
                 peer.shutdown(socket.SHUT_WR)
