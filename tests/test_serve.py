@@ -285,7 +285,8 @@ def test_a_read_only_data_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_data_directory_that_another_server_uses_is_refused(tmp_path: Path) -> None:
-    with Process(tmp_path):
+    with Process(tmp_path) as server:
+        server.await_line("head of the history")  # after which it writes nothing for long
         line = refused(tmp_path, *FREE, "--data", str(tmp_path / "data"))
         assert "data directory" in line
         assert "another server uses it: stop that one, or name another with --data" in line
