@@ -16,6 +16,7 @@ from tt.config import Address
 from tt.metrics_http import Endpoint, open_listeners
 from tt.status import Status
 
+LONG = 60.0  # s: what a test waits for ends long before
 Values = dict[tuple[str, str], float]  # by name and the text of all labels' values
 
 
@@ -26,7 +27,7 @@ class Measured(Controlled):
         super().__init__(data, **options)
         self.catalog = Service(data, self.settings, lambda _source: None)
         self.application.offer(self.catalog, self.dispatcher)
-        self.status = Status(self.server, self.table, self.guard, self.catalog)
+        self.status = Status(self.server, self.table, self.guard, self.dispatcher, self.catalog)
         self.take = self.status.counts
 
     def __enter__(self) -> "Measured":
@@ -80,6 +81,13 @@ def parsed(page: str) -> Values:
     return found
 
 
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reply is given up because the machine is busy: that is for tests of the deadlines themselves."""
+    monkeypatch.setattr(metrics_http, "PATIENCE", LONG)
+    monkeypatch.setattr(metrics_http, "DEADLINE", LONG)
+
+
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every page is of its own moment."""
+    """Every page is of its own moment, however long that takes."""
+    patient(monkeypatch)
     monkeypatch.setattr(metrics_http, "PAGE_AGE", 0.0)

@@ -22,6 +22,7 @@ from tt._core import REASON_CODES, STATES, TimeoutTable
 from tt.client import Client
 from tt.control import MAX_CLIENTS, MAX_REQUEST, Control, ControlError
 from tt.pending import Pending
+from tt.requests import Requests
 
 MANY = 50_000
 
@@ -34,7 +35,8 @@ class Controlled(Running):
     def __enter__(self) -> "Controlled":
         self.path = self.settings.data / "control.sock"
         self.door = control.open_socket(self.path, self.group)
-        self.application.control = self.control = Control(self.door, self.server, self.table, self.guard)
+        requests = Requests(self.server, self.table, self.guard, self.dispatcher)
+        self.application.control = self.control = Control(self.door, self.server, requests)
         super().__enter__()
         return self
 
@@ -309,7 +311,9 @@ def test_however_many_ask_a_turn_makes_one_piece_and_each_has_its_turn(
     """The loop calls all that are ready in each turn, the same first; its place is taken here."""
     now, steps = 100.0, []
     running = Running(tmp_path / "data")
-    desk = Control(control.open_socket(tmp_path / "control.sock", None), running.server, running.table, running.guard)
+    door = control.open_socket(tmp_path / "control.sock", None)
+    requests = Requests(running.server, running.table, running.guard, running.dispatcher)
+    desk = Control(door, running.server, requests)
     monkeypatch.setattr(control.time, "monotonic", lambda: now)
     monkeypatch.setattr(control._Client, "step", lambda client, *_: steps.append(client) or True)
     pairs = [socket.socketpair() for _ in range(3)]

@@ -24,6 +24,7 @@ from test_control import Controlled, answer, fill
 from tt import control, log
 from tt.cli import output
 from tt.control import MAX_CLIENTS, Control, ControlError, find_group, open_socket
+from tt.requests import Requests
 
 NOBODY = pwd.getpwnam("nobody")
 DAEMON = pwd.getpwnam("daemon")
@@ -179,7 +180,9 @@ def test_the_log_has_each_change_with_who_made_it_and_nothing_else(server: Group
 def test_a_change_that_its_caller_left_half_done_is_logged_with_what_was_done(tmp_path: Path) -> None:
     running = Running(tmp_path / "data")
     fill(running.table, 1000)
-    desk = Control(open_socket(tmp_path / "control.sock", None), running.server, running.table, running.guard)
+    door = open_socket(tmp_path / "control.sock", None)
+    requests = Requests(running.server, running.table, running.guard, running.dispatcher)
+    desk = Control(door, running.server, requests)
     ours, theirs = socket.socketpair()
     client = control._Client(ours, control._caller(ours))
     desk._clients[ours.fileno()] = client

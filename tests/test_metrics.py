@@ -122,6 +122,7 @@ def test_the_kernel_map_and_its_filter_are_counted(tmp_path: Path, monkeypatch: 
     block_map = BlockMap(bpf_load.create_map("hash", (4, 4), 4, "tt_test"), 4, 64)
     gate = server.guard.gate = KernelGate([block_map], 64)
     gate.load_filter()
+    server.dispatcher.keys = [server.key, server.key]  # the old one, too
     try:
         with server:
             for number in range(6):

@@ -7,6 +7,7 @@ is read from /proc.  The trial of the maps, and old kernels, are tested in child
 import errno
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -104,9 +105,16 @@ def test_what_root_made_before_is_handed_over_and_who_pings_sees_the_same_key(pl
     with Process(place) as server:
         server.await_line("running as root.*--user NAME")
         key = (place / "data/server.pub").read_text()
+        server.time_out("127.0.0.9")
+        command = [TT, "exempt", "add", "10.0.0.0/8", "--data", str(place / "data")]
+        subprocess.run(command, env=server.environ, check=True)
+    shutil.copy2(place / "data/server.key", place / "data/server.key.old")
+    names = {"server.key", "server.key.old", "server.pub", "timeouts", "ban-history", "exempt", "first-password"}
+    assert names <= set(os.listdir(place / "data"))
     with Process(place, "--user", str(USER.uid)) as server:
         assert is_without_rights(server)
         assert server.ping().returncode == 0
+        assert server.drops("127.0.0.9")
     assert (place / "data/server.pub").read_text() == key
     assert {path.stat().st_uid for path in place.glob("data/*")} == {USER.uid}
     with Process(place, "--user", "nobody") as server:

@@ -26,11 +26,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tt import log
-from tt._core import Server, TimeoutTable
+from tt._core import Server
 from tt.asking import PIECE_ENDS, Answer, Caller, RequestError, user_name
 from tt.ban_history import Coming
-from tt.catalog.service import Service
-from tt.guard import Guard
 from tt.pending import Pending
 from tt.requests import Requests
 
@@ -72,9 +70,7 @@ class ControlSocket(NamedTuple):
 class Control:
     """The clients of the socket, and who of them may ask for what; all calls are the loop's thread."""
 
-    def __init__(
-        self, door: ControlSocket, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None = None
-    ) -> None:
+    def __init__(self, door: ControlSocket, server: Server, requests: Requests) -> None:
         """The user that this process is by now is the one who may do all."""
         self._door = door
         self._listener = door.listener
@@ -82,8 +78,6 @@ class Control:
         self._owners = f"root and {user_name(self._uid)}" if self._uid else "root"
         self._group = _group_name(door.group) if door.group is not None else None
         self._server = server
-        requests = Requests(server, table, guard, catalog)
-        self.status = requests.status
         self._requests_tick = requests.tick
         self._requests = requests.all
         self._clients: dict[int, _Client] = {}

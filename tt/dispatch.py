@@ -107,7 +107,7 @@ ANSWERED = (OperationError, msgspec.DecodeError, UnicodeDecodeError, RecursionEr
 
 
 class Dispatcher:
-    """Takes HELLOs for the keys in force (two during a change) and offers the operations."""
+    """Takes HELLOs for the keys in force (two during a change, the new one first) and offers the operations."""
 
     def __init__(
         self,
@@ -118,6 +118,7 @@ class Dispatcher:
         self.keys = keys
         self.operations = operations
         self.ended = ended  # called with each session that had an account, at its end
+        self.old_key_handshakes = 0
         self._welcome = wire.encode_welcome(wire.Welcome(SERVER_NAME, __version__))
 
     def hello(self, connection: Connection, frame: bytes) -> "tuple[Session, bytes] | None":
@@ -130,6 +131,7 @@ class Dispatcher:
                 welcome, transport = create_welcome(pending, self._welcome)
             except (NoiseError, wire.Tampered):
                 continue
+            self.old_key_handshakes += key is not self.keys[0]
             return Session(self, connection, transport, hello), wire.header(wire.WELCOME, len(welcome)) + welcome
         return None
 

@@ -1,6 +1,7 @@
-"""The server's identity: an X25519 key pair (RFC 7748), its two files and its text form.
+"""The server's identity: an X25519 key pair (RFC 7748), its files and its text form.
 
 server.key  the private key, PKCS #8 in PEM (RFC 8410), mode 0600: `openssl pkey -in server.key -text` shows it
+server.key.old  the key before, for as long as the operator leaves it there: a server has both in force
 server.pub  the public key's text form and a newline
 Text form:  "tt1-" and base64url (RFC 4648, section 5) of the 32 key bytes and 4 check bytes, 52 characters in all.
 
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tt.state_file import sync_directory
 
 PRIVATE_FILE = "server.key"
+OLD_FILE = "server.key.old"
 PUBLIC_FILE = "server.pub"
 
 PREFIX = "tt1-"
@@ -115,6 +117,14 @@ def write_file(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
     sync_directory(path.parent)
 
 
+def load_old(directory: Path) -> ServerKey | None:
+    """Return the key before, which clients may still have; None where there is none.  Raises KeyFileError."""
+    try:
+        return _load(directory / OLD_FILE)
+    except FileNotFoundError:
+        return None
+
+
 def _check_bytes(public: bytes) -> bytes:
     return hashlib.sha256(public).digest()[:CHECK_SIZE]
 
@@ -154,9 +164,7 @@ def _load(path: Path) -> ServerKey:
     try:
         status = os.fstat(descriptor)  # of what was opened: the name may be exchanged between two looks
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(
-                f"{path} is no regular file, as a server key must be: move it away; the next start makes a key"
-            )
+            raise KeyFileError(f"{path} is no regular file, as a server key must be: move it away: {_without(path)}")
         if stat.S_IMODE(status.st_mode) & 0o077:
             raise KeyFileError(
                 f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, but nobody else may have access "
@@ -171,7 +179,7 @@ def _load(path: Path) -> ServerKey:
 
 
 def _parse(path: Path, pem: bytes) -> ServerKey:
-    remedy = "restore it from a backup, or move it away: the next start makes a new key, which every client needs then"
+    remedy = f"restore it from a backup, or move it away: {_without(path)}"
     try:
         private = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: encrypted with a passphrase
@@ -195,6 +203,12 @@ def _keep_public(path: Path, text: str) -> None:
             f"cannot write {path}, where clients find the server's public key ({_why(error)}): "
             f"the data directory must be writable for the server's user"
         ) from error
+
+
+def _without(path: Path) -> str:
+    if path.name == OLD_FILE:
+        return "who has the old key alone is not let in then"
+    return "the next start makes a new key, which every client needs then"
 
 
 def _why(error: OSError) -> str:

@@ -111,6 +111,12 @@ METRICS = (
         "accept_failures",
     ),
     Metric("tt_handshakes_total", "counter", "Handshakes done.", "handshakes"),
+    Metric(
+        "tt_old_key_handshakes_total",
+        "counter",
+        "Handshakes with the key of server.key.old, while it is there.",
+        "old_key_handshakes",
+    ),
     Metric("tt_frames_total", "counter", "Whole frames received.", "frames"),
     Metric("tt_timeouts_begun_total", "counter", "Time-outs begun, by reason.", _each("reason", "timeouts")),
     Metric("tt_timeouts_expired_total", "counter", "Time-outs that came to their end.", "timeouts_expired"),

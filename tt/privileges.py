@@ -31,7 +31,8 @@ LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 FULL = (errno.E2BIG, errno.ENOSPC)
 # The files of a data directory; root's own are handed over with it.
 FILES = (
-    keys.PRIVATE_FILE, keys.PUBLIC_FILE, "timeouts", "timeouts.new", config.CONTROL_SOCKET,
+    keys.PRIVATE_FILE, keys.OLD_FILE, keys.PUBLIC_FILE, "timeouts", "timeouts.new", "exempt", "exempt.new",
+    "ban-history", "ban-history.new", config.CONTROL_SOCKET,
     "tapetrack.db", "tapetrack.db-wal", "tapetrack.db-shm", "first-password",
 )  # fmt: skip
 RIGHTS = "to become another user the server needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP: start it as root"

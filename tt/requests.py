@@ -17,7 +17,7 @@ from tt._core import Server, TimeoutTable
 from tt.asking import Answer, Caller, RequestError, say_done, text
 from tt.ban_requests import BanRequests
 from tt.catalog.service import Service
-from tt.dispatch import OperationError
+from tt.dispatch import Dispatcher, OperationError
 from tt.exempt_requests import ExemptRequests
 from tt.guard import Guard
 from tt.status import Status
@@ -26,9 +26,11 @@ from tt.status import Status
 class Requests:
     """All of them, by their names; the calls are the loop's."""
 
-    def __init__(self, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None = None) -> None:
+    def __init__(
+        self, server: Server, table: TimeoutTable, guard: Guard, dispatcher: Dispatcher, catalog: Service | None = None
+    ) -> None:
         self._catalog = catalog
-        self.status = Status(server, table, guard, catalog)
+        self.status = Status(server, table, guard, dispatcher, catalog)
         self._bans = BanRequests(server, table, guard)
         self.tick = self._bans.tick
         self.all: dict[str, Callable[[Mapping[str, Any], Caller], Answer]] = {

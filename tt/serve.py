@@ -31,6 +31,7 @@ from tt.guard import Guard
 from tt.kernel_gate import GateError, KernelGate
 from tt.listeners import ListenError, addresses, open_listeners
 from tt.privileges import PrivilegesError
+from tt.requests import Requests
 from tt.systemd import Manager, ManagerError, Passed, take_passed
 
 PROCESS_NAME = b"TapeTrackServer"  # 15 bytes: all that the kernel keeps as a thread's name
@@ -77,6 +78,7 @@ class _Opened(NamedTuple):
     for_metrics: list[socket.socket]
     data: Path
     key: keys.ServerKey
+    old_key: keys.ServerKey | None
     door: ControlSocket
 
 
@@ -103,12 +105,17 @@ def _open(settings: config.Config, ends: ExitStack) -> _Opened:
         _check_writable(data)
         ends.callback(os.close, data_lock.take(data))
         key, created = keys.create_or_load(data)
+        old_key = keys.load_old(data)
         door = open_socket(data / config.CONTROL_SOCKET, group)
         ends.callback(door.close)
     if created:
         log.event(logging.INFO, "server key made", file=str(data / keys.PRIVATE_FILE))
+    if old_key is not None and old_key.public == key.public:
+        remedy = "to change the key, move server.key there instead of copying it, and restart"
+        log.event(logging.WARNING, "old key is the key in force", file=str(data / keys.OLD_FILE), remedy=remedy)
+        old_key = None
     return _Opened(
-        handler, manager, passed, user, places, gateways, gate, listeners, for_metrics, data, key, door
+        handler, manager, passed, user, places, gateways, gate, listeners, for_metrics, data, key, old_key, door
     )  # fmt: skip
 
 
@@ -122,7 +129,7 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
         table = TimeoutTable(settings.table_size, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         vouched = TimeoutTable(VOUCHED, ipv6_prefix=settings.ipv6_prefix, now=time.monotonic_ns())
         guard = Guard(settings, table, opened.data / "timeouts", opened.gateways, opened.handler)
-        dispatcher = Dispatcher([opened.key], {})
+        dispatcher = Dispatcher([opened.key, *([opened.old_key] if opened.old_key else [])], {})
         application = Application(settings, dispatcher, guard)
         server = Server(
             [listener.detach() for listener in opened.listeners], opened.places, table, application, settings,
@@ -141,11 +148,12 @@ def _serve(settings: config.Config, ends: ExitStack) -> bool:
         ) from error
     application.serve(server)
     application.offer(catalog, dispatcher)
-    application.control = control = Control(opened.door, server, table, guard, catalog)
+    requests = Requests(server, table, guard, dispatcher, catalog)
+    application.control = control = Control(opened.door, server, requests)
     ends.callback(control.close)
     if opened.for_metrics:
         endpoint = metrics_http.Endpoint(
-            opened.for_metrics, server, control.status.counts, metrics.page_now, metrics.CONTENT_TYPE
+            opened.for_metrics, server, requests.status.counts, metrics.page_now, metrics.CONTENT_TYPE
         )
         ends.callback(endpoint.close)
     privileges.warn_of_root()
@@ -373,4 +381,9 @@ def _say_started(where: Iterable[config.Address], opened: _Opened, settings: con
         logging.INFO, "started", version=__version__, pid=os.getpid(), key=keys.to_text(opened.key.public),
         connections=opened.places, observe=settings.observe or None,
     )  # fmt: skip
+    if opened.old_key is not None:
+        log.event(
+            logging.INFO, "old key in force, too", key=keys.to_text(opened.old_key.public),
+            remedy=f"remove {opened.data / keys.OLD_FILE} and restart, when all clients have the new one",
+        )  # fmt: skip
     metrics_http.say(opened.for_metrics)

@@ -15,6 +15,7 @@ from tt import __version__
 from tt._core import REASONS, Server, TimeoutTable
 from tt.ban_history import EXPIRED, LIFTED, RENEWED
 from tt.catalog.service import Service
+from tt.dispatch import Dispatcher
 from tt.guard import Guard
 
 TIMES_OUT = tuple(name for name, times_out, _ in REASONS if times_out)
@@ -27,10 +28,13 @@ THREADS, RESIDENT = 17, 21
 class Status:
     """The parts of a running server that count."""
 
-    def __init__(self, server: Server, table: TimeoutTable, guard: Guard, catalog: Service | None) -> None:
+    def __init__(
+        self, server: Server, table: TimeoutTable, guard: Guard, dispatcher: Dispatcher, catalog: Service | None
+    ) -> None:
         self._server = server
         self._table = table
         self._guard = guard
+        self._dispatcher = dispatcher
         self._catalog = catalog
         self._started = time.monotonic()
         self._started_utc = time.time()
@@ -50,6 +54,7 @@ class Status:
             "observe": guard.settings.observe,
             "exempt": [str(network) for network in guard.exempt],
             **self._server.counters(),
+            "old_key_handshakes": self._dispatcher.old_key_handshakes if self._dispatcher.keys[1:] else None,
             "table": {
                 "running": self._table.running,
                 "remembered": self._table.remembered,

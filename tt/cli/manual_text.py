@@ -21,6 +21,7 @@ ENVIRONMENT = (
 )
 FILES = (
     (("serve",), "DIR/server.key", "The server's private key, made at its first start. Only its user may read it."),
+    (("serve",), "DIR/server.key.old", "The key before, in force too for as long as the operator leaves it there."),
     (("serve",), "DIR/server.pub", "Its public key, as `tt known add` and `--key` take it."),
     (("serve",), f"DIR/{FIRST_PASSWORD}", "The password for the first login of `tapemaster`, to be used once."),
     (("serve", "verify", "backup"), f"DIR/{CATALOG}", "The catalogue, and the history with its chain of custody."),

@@ -43,6 +43,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
         ("exempt", ", ".join(status["exempt"]) or "nobody"),
         ("connections", _counts(status["connections"])),
         ("accepted", _counts({name: status[name] for name in ("accepted", "accept_failures", "handshakes", "frames")})),
+        *([] if (old := status["old_key_handshakes"]) is None else [("old key", f"handshakes {old}")]),
         ("closed", _counts(status["closed"])),
         ("time-outs", _all(status["table"], "running", "remembered", "evictions", "size")),
         ("begun", _counts(status["timeouts"])),
