@@ -126,11 +126,15 @@ def _ours(stack: ExitStack, options: tuple[object, ...]) -> Honest:
 
 
 def _kinds(report: Report, stack: ExitStack) -> dict[str, tuple[object, ...]]:
-    """Our server without and, where that can be had, with the listener filter: its options."""
-    kinds: dict[str, tuple[object, ...]] = {"ours": ()}
+    """Our server without and, where that can be had, with the listener filter: its options.
+
+    Its table has room for who attacks: else whose time-out is the shortest gives way to the next, and is never kept out.
+    """
+    room = ("--table-size", 2 * SOURCES)
+    kinds: dict[str, tuple[object, ...]] = {"ours": room}
     try:
         _, path = stack.enter_context(pinned_map())
-        kinds[FILTERED] = ("-B", path)
+        kinds[FILTERED] = (*room, "-B", path)
     except NotMeasuredError as error:
         report.not_measured(f"the siege with the listener filter: {error}")
     return kinds
