@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 from types import TracebackType
 
@@ -69,7 +70,7 @@ HERE = "127.0.0.1:0"
 def become(passed: str, names: str, command: Sequence[str]) -> None:
     """This process, and no other, has the descriptors from FIRST on."""
     numbers = [int(one) for one in passed.split(",")]
-    aside = [os.dup2(one, 100 + i) for i, one in enumerate(numbers)]  # none of them is overwritten by another
+    aside = [fcntl(one, F_DUPFD, FIRST + len(numbers)) for one in numbers]  # none of them is overwritten by another
     for i, one in enumerate(aside):
         os.dup2(one, FIRST + i)
         os.close(one)

@@ -57,6 +57,7 @@ class Browser:
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Network", "Runtime", "Log"):
                 self.call(f"{domain}.enable")
+            self.call("Page.setLifecycleEventsEnabled", enabled=True)
         except BaseException:
             self.close()
             raise
@@ -87,9 +88,9 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
-        failed = self.call("Page.navigate", url=address).get("errorText")
-        assert not failed, f"{address}: {failed}"
-        self._await("Page.loadEventFired")
+        went = self.call("Page.navigate", url=address)
+        assert "errorText" not in went, f"{address}: {went['errorText']}"
+        self._await_load(went["loaderId"])
 
     def find(self, script: str) -> Any:
         """What an expression of JavaScript is on the page."""
@@ -115,8 +116,13 @@ class Browser:
         assert "error" not in answer, (method, answer)
         return answer["result"]
 
-    def _await(self, method: str) -> None:
-        while not any(event["method"] == method for event in self._events):
+    def _await_load(self, loader: str) -> None:
+        """Until that document is whole; word of the one before, such as the empty one of a new tab, may come late."""
+        while not any(
+            event["method"] == "Page.lifecycleEvent"
+            and (event["params"]["loaderId"], event["params"]["name"]) == (loader, "load")
+            for event in self._events
+        ):
             self._note(self._next())
         self._events.clear()
 

@@ -9,7 +9,12 @@ import pytest
 from catalog_kit import Desk
 from faults import Faults
 from harness import Running
+from hypothesis import HealthCheck, settings
 from process import need
+
+# An example may take as long as the machine does: how fast something is, is for the bench.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # What runs the tests in the background may ignore Ctrl-C; programs that they start would inherit that and never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ from tt import keys
 from tt.client import Client, TapeTrackError
 
 NS = 10**9
-LONG = 5.0  # s that an honest client may wait where the machine is busy; who is held up waits for a deadline, or ever
+LONG = 8.0  # s that an honest client may wait where the machine is busy; who is held up waits for a deadline, or ever
 CALLS = (
     "extension",
     "interpreter",
@@ -28,7 +28,7 @@ CALLS = (
 )  # the order of `enum kind` in faults.c
 
 
-def client(server: Process, from_: str = "127.0.0.1", timeout: float = 10) -> Client:
+def client(server: Process, from_: str = "127.0.0.1", timeout: float = 30) -> Client:
     public = keys.from_text((server.place / "data/server.pub").read_text())
     return Client(HOST, server.port, key=public, source=from_, timeout=timeout)
 

@@ -8,6 +8,7 @@ and no program that one of its servers loaded may be left in the kernel.
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -35,7 +36,8 @@ NEIGHBOURS = tuple(f"10.55.0.{number}" for number in range(2, 6))
 NEAR, NEAR_TOO, FAR = "2001:db8:a::2", "2001:db8:a::3", "2001:db8:b::2"
 PORT = 5000
 MAP, MAP6 = "/sys/fs/bpf/tapetrack_block_map", "/sys/fs/bpf/tapetrack_block_map6"
-SILENCE = 0.3  # s without an answer to a SYN; the kernel of an allowed peer answers at once, whatever its server does
+CLOSED_PORT = 1  # of the host
+SYN_SENT = 2  # TCP_INFO's first byte
 CLONE_NEWNET = 0x40000000
 PROG_GET_FD_BY_ID = 13
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -138,7 +140,7 @@ class Lab:
         return found
 
     def tt(self, server: Process, *words: str, code: int = 0) -> str:
-        """What `tt` prints, its messages behind its data."""
+        """What `tt` prints, its messages behind its data; what it changed is in the kernel's maps by then."""
         done = subprocess.run(
             [TT, *words, "--data", str(server.place / "data")],
             env=server.environ,
@@ -148,10 +150,16 @@ class Lab:
             check=False,
         )
         assert done.returncode == code, done
+        self.ask(server)
         return done.stdout + done.stderr
 
     def ask(self, server: Process, *requests: dict[str, Any]) -> list[dict[str, Any]]:
-        """The last line of the answer to each, straight from the control socket."""
+        """The last line of the answer to each, straight from the control socket.
+
+        The loop answers in the middle of a turn and writes the maps at its end, so one more request ends all: it is
+        answered in a later turn.
+        """
+        requests = (*requests, {"do": "status"})
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(10)
             control.connect(str(server.place / "data/control.sock"))
@@ -162,7 +170,7 @@ class Lab:
                     stream.write(b"".join(json.dumps(request).encode() + b"\n" for request in some))
                     stream.flush()
                     answers += [json.loads(stream.readline()) for _ in some]
-                return answers
+                return answers[:-1]
 
     def bans(self, server: Process) -> dict[str, dict[str, Any]]:
         """`tt bans list --json`, by source."""
@@ -171,17 +179,44 @@ class Lab:
 
     # ---- peers in the neighbour -------------------------------------------------------------------------------------
 
-    def connect(self, source: str, port: int = PORT, patience: float = 10.0) -> socket.socket:
-        """A connection to the host; TimeoutError where no SYN is answered."""
-        with self.neighbour.network():
-            peer = socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET)
+    def connect(self, source: str, port: int = PORT) -> socket.socket:
+        """A connection to the host."""
+        peer = self._unconnected(source)
         try:
-            peer.settimeout(patience)
-            peer.bind((source, 0))
+            peer.settimeout(10)
             peer.connect((HOST6 if ":" in source else HOST, port))
         except BaseException:
             peer.close()
             raise
+        return peer
+
+    def _unconnected(self, source: str) -> socket.socket:
+        with self.neighbour.network():
+            peer = socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET)
+        peer.bind((source, 0))
+        return peer
+
+    def _knock(self, source: str, port: int) -> socket.socket:
+        """A socket whose SYN has been judged by the host's kernel: it is SYN_SENT still where no answer came.
+
+        A second SYN, to a port that nobody has, is always refused.  Both are sent on one processor, which handles them
+        and their answers in that order: who has the second answer has the first one, if there is any.
+        """
+        peer, behind = self._unconnected(source), self._unconnected(source)
+        allowed = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {min(allowed)})
+            for knocking, to in ((peer, port), (behind, CLOSED_PORT)):
+                knocking.setblocking(False)
+                knocking.connect_ex((HOST6 if ":" in source else HOST, to))
+            refused = errno.ECONNREFUSED
+            until("the refusal", lambda: behind.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == refused)
+        except BaseException:
+            peer.close()
+            raise
+        finally:
+            os.sched_setaffinity(0, allowed)
+            behind.close()
         return peer
 
     def meet(self, server: Process, source: str, port: int = PORT) -> str:
@@ -189,12 +224,12 @@ class Lab:
         public = keys.from_text((server.place / "data/server.pub").read_text())
         message, _ = create_hello(public, encode_hello(Hello("test", "0")))
         try:
-            with self.connect(source, port, SILENCE) as peer:
+            with self._knock(source, port) as peer:
+                if peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == SYN_SENT:
+                    return "silent"
                 peer.settimeout(10)
                 peer.sendall(header(HELLO, len(message)) + message)
                 return "served" if peer.recv(1) else "closed"
-        except TimeoutError:
-            return "silent"
         except ConnectionError:
             return "closed"
 

@@ -21,7 +21,7 @@ from harness import HOST, ended, until
 BIN = Path(sys.executable).parent  # not resolved: the virtual environment's, which holds our commands
 SERVER = str(BIN / "TapeTrackServer")
 TT = str(BIN / "tt")
-STOP = 5.0  # s: within these a server ends after SIGTERM
+STOP = 20.0  # s: within these a server ends after SIGTERM, on a machine that may stand still for some of them
 
 
 def netns(*first: str) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class Process:
         """Whether a new connection from there is closed at once."""
         try:
             with self.connect(source) as peer:
-                peer.settimeout(0.5)
+                peer.settimeout(2)
                 return ended(peer) == b""
         except ConnectionResetError:
             return True

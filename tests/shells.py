@@ -109,7 +109,7 @@ def _zsh(lines: str, place: Path, script: Path | None, share: Path | None) -> st
     )  # fmt: skip
     os.close(terminal)
     screen = bytearray()
-    reader = threading.Thread(target=_read_all, args=(ours, screen))
+    reader = threading.Thread(target=read_all, args=(ours, screen))
     reader.start()
     try:
         assert shell.wait(LONG) == 0, bytes(screen)
@@ -120,7 +120,9 @@ def _zsh(lines: str, place: Path, script: Path | None, share: Path | None) -> st
     return (place / "offered").read_text()
 
 
-def _read_all(fd: int, into: bytearray) -> None:
-    with suppress(OSError):  # EIO: the other side is closed
-        while some := os.read(fd, 1 << 16):
+def read_all(terminal: int, into: bytearray) -> bytearray:
+    """All that is shown on a pseudo-terminal until its other side is closed: one read may give a part of it."""
+    with suppress(OSError):  # EIO: it is
+        while some := os.read(terminal, 1 << 16):
             into += some
+    return into

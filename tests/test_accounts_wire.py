@@ -67,7 +67,7 @@ def test_a_session_from_login_to_logout(serve) -> None:
     assert peer.ask("logout") is None
     assert until_end(peer.socket) == b""
     until("the session is over", lambda: house.accounts.sessions() == 0)
-    assert server.closed("logged_out") == 1
+    server.await_closed("logged_out")
 
 
 def test_an_administrator_ends_a_session_over_the_wire(serve) -> None:

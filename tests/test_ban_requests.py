@@ -1,5 +1,6 @@
 """What can be asked about time-outs: filters, the history, watching, importing; and that none holds up the loop."""
 
+import calendar
 import json
 import socket
 import subprocess
@@ -31,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[Controlled]:
 
 
 def test_a_list_is_filtered_by_network_reason_and_age_together(tmp_path: Path) -> None:
-    now = time.monotonic_ns()
+    now = 1000 * NS  # of a clock of its own: this machine's may have begun less than 500 s ago
     table = TimeoutTable(1024, now=now - 500 * NS)
     for source, reason, age in (
         ("192.0.2.1", "not_protocol", 500), ("192.0.2.3", "stalled", 500), ("203.0.113.1", "not_protocol", 500),
@@ -109,7 +110,9 @@ def test_one_that_ends_by_itself_has_expired(server: Controlled) -> None:
     until("its end", lambda: server.ask("bans.history")[0]["state"] == "expired")
     item, _ = server.ask("bans.history")
     assert item["dropped"] == dropped
-    assert item["ended"] == ban_history.utc_text(int(item["at_s"] + 1))
+    # A whole second, rounded down; and UTC, which is read at its start and its end, is adjusted meanwhile.
+    lasted = calendar.timegm(time.strptime(item["ended"], "%Y-%m-%dT%H:%M:%SZ")) - item["at_s"]
+    assert -0.1 < lasted <= 1.1
 
 
 def numbers(server: Controlled, **request: Any) -> list[int]:
@@ -129,7 +132,7 @@ def test_the_history_is_asked_for_by_number_time_network_and_reason(server: Cont
 
 
 def test_of_50000_that_run_the_last_10000_are_told_and_how_many_are_lost(server: Controlled) -> None:
-    most = ban_history.MOST
+    most, clock = ban_history.MOST, time.monotonic()
     with server.open() as client:
         for at in range(0, MANY, ITEMS):
             items = [
@@ -149,9 +152,10 @@ def test_of_50000_that_run_the_last_10000_are_told_and_how_many_are_lost(server:
     assert server.ask("bans.list")[-1] == {"end": True, "running": begun}
     assert server.ask("bans.clear")[0]["removed"] == begun
     assert {item["state"] for item in server.ask("bans.history")[:-1]} == {"lifted"}
-    # An import is one line in the log a second, not one for each request.
+    # An import is one line in the log a second, not one for each request, of which there are 13 times as many as this.
     until("the log", lambda: sum(e["added"] for e in server.events.of("done by hand") if "added" in e) == begun)
-    assert len([e for e in server.events.of("done by hand") if e["request"] == "bans.import"]) < 60
+    lines = len([e for e in server.events.of("done by hand") if e["request"] == "bans.import"])
+    assert lines < max(60, time.monotonic() - clock)
 
 
 # ---- watching -------------------------------------------------------------------------------------------------------
@@ -197,7 +201,8 @@ def test_a_watcher_who_waits_costs_the_loop_no_turn(server: Controlled, monkeypa
     with watch(server):
 
         def waiting() -> list[Any]:
-            return [client for client in server.control._clients.values() if client.waits_for]
+            clients = list(server.control._clients.values())  # at once: the loop changes them
+            return [client for client in clients if client.waits_for]
 
         until("it waits", waiting)
         server.ask("status")  # a turn later all that its beginning took is done
@@ -222,6 +227,7 @@ def test_a_watcher_who_does_not_read_is_told_how_many_he_lost_and_holds_up_nobod
         for at in range(0, 200 * ITEMS, ITEMS):
             items = [{"source": f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "seconds": 60} for n in range(at, at + ITEMS)]
             server.ask("bans.import", items=items)
+        server.ask("status")  # in a later turn: he is told at the end of the one that answers an import
         (watcher,) = server.guard.history.watchers
         assert len(watcher._events) == 100
         seen, lost = 0, 0
@@ -245,9 +251,9 @@ def left(server: Controlled) -> dict[str, int]:
 
 
 def test_the_time_left_of_an_import_counts_from_its_end_and_a_later_end_that_runs_stays(server: Controlled) -> None:
+    begun, now = time.monotonic(), time.time()
     server.ask("bans.add", source="192.0.2.5", seconds=1000)
     server.ask("bans.add", source="192.0.2.6", seconds=100)
-    now = time.time()
     items = [
         {"source": "192.0.2.1", "until": now + 300, "note": "imported: tampered"},
         {"source": "2001:db8::5", "seconds": 300},
@@ -260,10 +266,11 @@ def test_the_time_left_of_an_import_counts_from_its_end_and_a_later_end_that_run
     for dry_run in (True, False):
         assert outcomes(server, *items, dry_run=dry_run) == [(outcome, "") for outcome in expected]
         assert len(left(server)) == (2 if dry_run else 4)
-    ends = left(server)
-    assert ends.pop("192.0.2.5") > 990
-    assert all(295 < seconds <= 300 for seconds in ends.values())
+    ends, over = left(server), time.monotonic() - begun + 1  # s; those that are left are rounded
+    assert 1000 - over <= ends.pop("192.0.2.5") <= 1000
+    assert all(300 - over <= seconds <= 300 for seconds in ends.values())
     assert server.await_timed_out("192.0.2.1")["note"] == "imported: tampered"
+    items[1]["seconds"] = 200  # 300 from now would be later than the end that runs
     assert [outcome for outcome, _ in outcomes(server, *items)] == ["kept", "kept", "ended", "exempt", "kept", "kept"]
     assert {item["before"] for item in server.ask("bans.list")[:-1] if item["source"] != "192.0.2.6"} == {0}
 
@@ -326,4 +333,4 @@ def test_the_history_outlives_a_kill_and_a_restart(tmp_path: Path) -> None:
     with Process(tmp_path) as server:
         server.await_line("ban history not restored, starting with none error=.*ban-history: .*the next save replaces")
         assert history() == []
-        assert server.drops("127.0.0.9")  # the time-outs are in another file
+        until("a drop", lambda: server.drops("127.0.0.9"))  # the time-outs are in another file

@@ -111,16 +111,22 @@ class Lab:
             return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
         until(f"an answer or a drop of {source}", lambda: is_open() or self.dropped > before)
-        if is_open():
-            assert self.dropped == before
+        if self.dropped == before:
             return peer
-        peer.close()
+        peer.close()  # dropped, though it may be open: where this machine stood still the SYN was sent again
         return None
 
     def lets_in(self, source: str) -> bool:
         if peer := self.connect(source):
             peer.close()
         return peer is not None
+
+
+def sent_again() -> int:
+    """How many SYNs in this network namespace were sent anew, as those are that are dropped and not given up in 1 s."""
+    lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+    return int(values[names.index("TCPSynRetrans")])
 
 
 def seconds_now() -> int:
@@ -140,7 +146,7 @@ def test_syns_of_timed_out_sources_are_dropped_and_no_others(kind: str, key4: in
         lab.time_out(BAD)
         lab.time_out(BAD6)
         assert [lab.lets_in(source) for source in sources] == [False, True, False, False, True]
-        assert lab.dropped == 3
+        assert lab.dropped == 3 + sent_again()
         lab.time_out(BAD, -2)
         lab.time_out(BAD6, -2)
         if value == 4:  # rounded up: the end may be the second that is running
@@ -156,8 +162,13 @@ def test_the_second_of_the_end_is_over_and_the_next_but_one_is_not(value: int) -
     with Lab({4: new_map("hash", 4, value)}) as lab:
         lab.write(BAD, seconds_now() * unit)
         assert lab.lets_in(BAD)
-        lab.write(BAD, (seconds_now() + 2) * unit)
-        assert not lab.lets_in(BAD)
+        while True:
+            end = seconds_now() + 2
+            lab.write(BAD, end * unit)
+            let_in = lab.lets_in(BAD)
+            if seconds_now() < end:  # else this machine stood still, and the end came first
+                break
+        assert not let_in
         lab.write(BAD, 1)  # a second, or a nanosecond, after the boot
         assert lab.lets_in(BAD)
 
@@ -284,7 +295,7 @@ def test_drops_are_summed_over_the_processors() -> None:
             for count, cpu in enumerate(sorted(allowed), 1):
                 os.sched_setaffinity(0, {cpu})
                 assert not lab.lets_in(BAD)
-                assert lab.dropped == count
+                assert lab.dropped == count + sent_again()
         finally:
             os.sched_setaffinity(0, allowed)
 

@@ -23,6 +23,7 @@ from tt.client import Client, ConnectionLost, NoConnection, RequestFailed
 
 README = Path(__file__).parents[1] / "README.md"
 KILLS = int(os.environ.get("CATALOG_KILLS", "8"))
+LONG = 60.0  # s that an answer may take: what hashes a password lets all others on the machine go first
 FREE = {"TT_HELLO_RATE": "100000", "TT_HELLO_BURST": "1000"}
 PASSWORD = "twelve tapes in a vault"
 US01, LTO, LIB, VAULT = "US01", "US01.LTO", "US01.LTO.LIB", "US01.LTO.VLT1"
@@ -31,7 +32,7 @@ US01, LTO, LIB, VAULT = "US01", "US01.LTO", "US01.LTO.LIB", "US01.LTO.VLT1"
 @contextmanager
 def logged_in(server: Process, password: str = PASSWORD, from_: str = "127.0.0.1") -> Iterator[Client]:
     """A client of tapemaster's."""
-    with client(server, from_) as made:
+    with client(server, from_, LONG) as made:
         made.request("login", {"user": "tapemaster", "password": password})
         yield made
 
@@ -98,7 +99,7 @@ def test_the_first_password_opens_the_server_once_and_must_be_changed(tmp_path: 
             assert code_of(error) == "password_change_first"
             librarian.request("password", {"old": first, "new": PASSWORD})
             librarian.request("customer.add", {"customer": US01})
-        with client(server) as late, pytest.raises(RequestFailed) as error:
+        with client(server, timeout=LONG) as late, pytest.raises(RequestFailed) as error:
             late.request("login", {"user": "tapemaster", "password": first})
         assert code_of(error) == "login"
     with Process(tmp_path) as server:  # and it stays so
@@ -137,7 +138,7 @@ def test_the_walk_through_of_the_readme_works_as_it_stands(tmp_path: Path) -> No
         path = f"{Path(TT).parent}:{server.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-xc", script], cwd=tmp_path, env=server.environ | {"PATH": path, "TT_DATA": "data"},
-            capture_output=True, text=True, timeout=120, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
@@ -167,7 +168,7 @@ def test_after_each_kill_9_under_load_every_acknowledged_change_is_there_and_the
             if round_ < KILLS:
                 acknowledged = [writers.enter_context(writing(server, number)) for number in range(4)]
                 enough = random_.randrange(1, 60)
-                until("enough is written", lambda: sum(map(len, acknowledged)) >= enough)  # noqa: B023
+                until("enough is written", lambda: sum(map(len, acknowledged)) >= enough, LONG)  # noqa: B023
                 server.kill()
 
 
@@ -175,17 +176,21 @@ def test_a_disk_that_is_slow_to_sync_holds_up_no_ping_and_no_reader(tmp_path: Pa
     with Process(tmp_path, environ=FREE | faults.environ) as server:
         found(server, volumes=1)
         with logged_in(server, from_="127.0.0.3") as reader, writing(server, 0) as acknowledged:
-            until("it writes", lambda: acknowledged)
-            faults.slow(0.05)
+            until("it writes", lambda: acknowledged, LONG)
+            faults.slow(0.2)
             with pinging(server, "127.0.0.4") as pings:
-                reads, writes = 0, len(acknowledged)
-                while len(acknowledged) < writes + 10:
+                reads, before = 0, len(acknowledged)
+
+                def many_for_each_write() -> bool:
+                    """Who waited for the disk, too, would get one or two answers for each write."""
+                    nonlocal reads
                     reader.request("volume.get", {"volume": volume(0)})
                     reads += 1
+                    writes = len(acknowledged) - before
+                    return writes >= 5 and reads > 10 * writes and len(pings) > 5 * writes
+
+                until("many answers while each write waits for its disk", many_for_each_write, LONG)
             faults.slow(0)
-        # While one write waits for its disk, the others get many answers.
-        assert reads > 100
-        assert len(pings) > 20
 
 
 def test_a_storm_of_logins_holds_up_no_ping_and_no_user(tmp_path: Path) -> None:
@@ -197,7 +202,7 @@ def test_a_storm_of_logins_holds_up_no_ping_and_no_user(tmp_path: Path) -> None:
         over, answers = threading.Event(), []
 
         def guess(source: str) -> None:
-            with client(server, source, 60) as guesser:
+            with client(server, source, LONG) as guesser:
                 while not over.is_set():
                     with pytest.raises(RequestFailed) as error:
                         guesser.request("login", {"user": "tapemaster", "password": "guess of " + source})
@@ -209,14 +214,19 @@ def test_a_storm_of_logins_holds_up_no_ping_and_no_user(tmp_path: Path) -> None:
                 thread.start()
                 storm.callback(thread.join)
             storm.callback(over.set)
-            reads = 0
             with pinging(server, "127.0.0.4") as pings:
-                while len(answers) < 3:
+                reads = 0
+
+                def many_for_each_guess() -> bool:
+                    """Who waited for the hash, too, would get one or two answers for each guess."""
+                    nonlocal reads
                     reader.request("volume.get", {"volume": volume(0)})
                     reads += 1
+                    guesses = len(answers)
+                    return guesses >= 3 and reads > 10 * guesses and len(pings) > 5 * guesses
+
+                until("many answers while each guess is hashed", many_for_each_guess, LONG)
             assert set(answers) <= {"login", "busy"}
-            assert reads > 100
-            assert len(pings) > 20
 
 
 @pytest.fixture

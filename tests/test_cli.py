@@ -35,6 +35,8 @@ REPLY = r"25 bytes from 127\.0\.0\.1: seq={} time=\d+\.\d\d ms\n"
 STATISTICS = r"\n--- 127\.0\.0\.1 TMSS10Ping statistics ---\n{} packets transmitted, {} received, {}% loss\n"
 ROUND_TRIP = r"round-trip min/avg/max = \d+\.\d\d/\d+\.\d\d/\d+\.\d\d ms\n"
 
+LONG = 60.0  # s in which a command ends on any machine
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -102,7 +104,8 @@ def test_a_dropped_client_is_told_once_where_to_look(start: Start, capsys: Captu
 
 def test_silence_is_a_loss_after_the_time_out(start: Start, capsys: Capture) -> None:
     assert ping(start(silence), "-c", "1", "-W", "0.1") == output.NO_CONNECTION
-    assert "no WELCOME within 0.1 s" in capsys.readouterr().err
+    # What is left of the time when the attempt begins, and it may be over before that where the machine is busy.
+    assert re.search(r"no (WELCOME|connection) within 0(\.\d+)? s", capsys.readouterr().err)
 
 
 def test_an_unknown_server_is_a_usage_error_that_says_how_to_add_it(start: Start, capsys: Capture) -> None:
@@ -144,7 +147,7 @@ def test_ctrl_c_ends_an_endless_ping_with_the_statistics(start: Start, tmp_path:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
-        assert process.wait(10) == output.OK
+        assert process.wait(LONG) == output.OK
     assert re.fullmatch(REPLY.format(1), first)
     assert re.fullmatch(STATISTICS.format(1, 1, 0) + ROUND_TRIP, rest)
 
@@ -196,7 +199,7 @@ def test_a_reader_that_goes_away_gets_no_traceback(start: Start) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(10) == output.FAILED
+        assert process.wait(LONG) == output.FAILED
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is not there")

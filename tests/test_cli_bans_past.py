@@ -77,6 +77,7 @@ def test_of_the_history_a_part_is_shown(tt: Tt, words: list[str], numbers: list[
 def test_what_is_no_longer_held_is_said(tt: Tt, server: Controlled) -> None:
     for number in range(3):
         tt("bans", "add", f"192.0.2.{number}")
+    until("the end of the turn that answered", lambda: server.guard.history.held == 3)
     server.guard.history.held = 1
     out, err = tt("bans", "history")
     assert out.count("\n") == 2
@@ -143,6 +144,6 @@ def test_the_end_of_the_server_ends_it_with_exit_code_3(tmp_path: Path) -> None:
         command = [TT, "bans", "watch", "--control", str(server.path)]
         watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until("the watcher", lambda: server.guard.history.watchers)
-    out, err = watch.communicate(timeout=10)
+    out, err = watch.communicate(timeout=30)
     assert (out, watch.returncode) == ("", output.NO_CONNECTION)
     assert err == f"tt: {server.path}: the server ended before it had answered\n"

@@ -11,20 +11,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import HOST, PATIENCE
 from process import TT, Process
+from shells import read_all
 
 from tt import cli, keys
 from tt.catalog.messages import AddVolume, UpdateVolume, Written
-from tt.cli import output
+from tt.cli import output, server_option
 from tt.cli.reconcile import Element, ListError, read_mtx
 from tt.client import Client
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+LONG = 60.0  # s that an answer may take: what hashes a password lets all others on the machine go first
 PASSWORD = "correct horse"
 REPOSITORIES = (("VLT1", "vault", ""), ("RACK", "rack", ""), ("LIB", "library", "VLT1"))
 MEDIA = ("SCAN", "REC", "PEND", "SYNC", "LTO")  # one a group of tests, so that none counts another's tapes
@@ -53,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 def client_of(server: Process, port: int = 0) -> Client:
     public = keys.from_text((server.place / "data/server.pub").read_text().strip())
-    return Client(HOST, port or server.port, key=public)
+    return Client(HOST, port or server.port, key=public, timeout=LONG)
 
 
 class Tt:
@@ -61,6 +64,7 @@ class Tt:
 
     def __init__(self, server: Process, capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
         self._server, self._capture, self._monkeypatch = server, capture, monkeypatch
+        monkeypatch.setattr(server_option, "Client", partial(Client, timeout=LONG))
         self.login = f"tapemaster:-{PASSWORD}@{HOST}:{server.port}"
         monkeypatch.setenv("XDG_CONFIG_HOME", server.environ["XDG_CONFIG_HOME"])
 
@@ -164,7 +168,7 @@ def test_on_a_terminal_ctrl_d_ends(server: Process, tt: Tt) -> None:
     ) as process:  # fmt: skip
         os.close(inside)
         os.write(outside, b"\x04")
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=LONG)
     os.close(outside)
     assert (out, err) == ("0 ok, 0 wrong, 0 unknown\n", "tt: scan in at US01.SCAN.LIB; Ctrl-D ends\n")
     assert process.returncode == output.OK
@@ -445,8 +449,8 @@ def test_progress_is_shown_on_a_terminal_only(server: Process, tt: Tt, mapping: 
         env=server.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=inside, text=True,
     ) as process:  # fmt: skip
         os.close(inside)
-        out, _ = process.communicate(text, timeout=60)
-    shown = os.read(outside, 65536).decode()
+        out, _ = process.communicate(text, timeout=LONG)
+    shown = read_all(outside, bytearray()).decode()
     os.close(outside)
     assert process.returncode == output.OK
     assert re.search(r"\d+ of 1200 changes sent", shown), shown

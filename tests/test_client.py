@@ -4,6 +4,7 @@ Waiting is bounded by the client's own time-outs; the only pause is that of the 
 """
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,8 +136,19 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next(
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         use_addresses(monkeypatch, full.getsockname(), ("127.0.0.1", peer.port))
-        with Client("tapes.example", peer.port, key=peer.key.public, timeout=2 * SHORT) as connection:
-            assert connection.ping().size == 25
+        connection = Client("tapes.example", peer.port, key=peer.key.public, timeout=SHORT)
+        in_some_time(connection, connection.connect)
+        assert connection.ping().size == 25
+        connection.close()
+
+
+def in_some_time(client: Client, connect: Callable[[], None]) -> None:
+    """With ever longer time-outs, the last one of seconds, until a busy machine is quick enough for one."""
+    for _ in range(5):
+        client._timeout *= 2.5
+        with contextlib.suppress(NoConnection):
+            return connect()
+    return connect()
 
 
 def use_addresses(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
@@ -188,10 +200,11 @@ def test_a_key_of_low_order_is_named() -> None:
 
 
 def test_a_refused_client_is_told_where_to_look() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(NoConnection, match=rf"no connection to 127.0.0.1:{port} \(Connection refused\).*{HINT}"):
-        Client("127.0.0.1", port, key=new_key().public).connect()
+    with socket.socket() as silent:  # which nobody else can listen on meanwhile
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        with pytest.raises(NoConnection, match=rf"no connection to 127.0.0.1:{port} \(Connection refused\).*{HINT}"):
+            Client("127.0.0.1", port, key=new_key().public).connect()
 
 
 def close_before_welcome(link: Link) -> None:
@@ -212,8 +225,18 @@ def test_a_client_dropped_before_welcome_is_told_where_to_look(start: Start, scr
 
 
 def test_a_client_that_gets_silence_is_told_where_to_look(start: Start) -> None:
-    with pytest.raises(NoConnection, match=rf"no WELCOME within {SHORT} s\).*{HINT}"):
-        start(silence).client(timeout=SHORT).connect()
+    why = refusal(start(silence).client(timeout=SHORT))
+    assert re.search(rf"no WELCOME within {SHORT} s\).*{HINT}", why), why
+
+
+def refusal(client: Client) -> str:
+    """Why it cannot connect; asked anew where a busy machine let the time run out before anything was sent."""
+    for _ in range(5):
+        with pytest.raises(NoConnection) as error:
+            client.connect()
+        if "no connection within" not in str(error.value):
+            break
+    return str(error.value)
 
 
 def drip(data: bytes) -> Script:
@@ -231,8 +254,7 @@ def drip(data: bytes) -> Script:
 
 
 def test_a_welcome_in_slow_drops_ends_at_the_deadline(start: Start) -> None:
-    with pytest.raises(NoConnection, match="no WELCOME within"):
-        start(drip(garbled_welcome())).client(timeout=SHORT).connect()
+    assert "no WELCOME within" in refusal(start(drip(garbled_welcome())).client(timeout=SHORT))
 
 
 def test_a_host_without_an_address_is_named() -> None:
@@ -445,8 +467,9 @@ def test_a_lost_connection_is_told_and_can_be_made_anew(start: Start, script: Sc
 
 @pytest.mark.parametrize("script", [after_welcome(lambda link: b""), drip(b"TT\x01\x03\x00\x00\xff\xff" + bytes(200))])
 def test_silence_and_slow_drops_after_welcome_end_at_the_deadline(start: Start, script: Script) -> None:
-    connection = start(script).client(timeout=SHORT)
+    connection = start(script).client()
     connection.connect()
+    connection._timeout = SHORT  # which the handshake need not keep
     with pytest.raises(ConnectionLost, match=rf"no answer from 127.0.0.1:\d+ within {SHORT} s"):
         connection.ping()
     assert not connection.connected

@@ -85,7 +85,13 @@ def server(tmp_path: Path) -> Iterator[Controlled]:
 # ---- time-outs ------------------------------------------------------------------------------------------------------
 
 
+def is_left(seconds: float, of: float, begun: float) -> bool:
+    """Whether so many s can be what is left of a time-out that began after `begun`; the server rounds down to ms."""
+    return of - (time.monotonic() - begun) - 0.001 <= seconds <= of
+
+
 def test_what_is_listed_of_a_source(server: Controlled) -> None:
+    begun = time.monotonic()
     with server.connect("127.0.0.2") as peer:
         peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
         server.await_timed_out("127.0.0.2")
@@ -93,7 +99,7 @@ def test_what_is_listed_of_a_source(server: Controlled) -> None:
         assert server.is_dropped("127.0.0.2")
     item, end = server.ask("bans.list")
     assert end == {"end": True, "running": 1}
-    assert 599 < item.pop("ends_in_s") < 600
+    assert is_left(item.pop("ends_in_s"), 600, begun)
     since, until_ = (time.strptime(item.pop(name), "%Y-%m-%dT%H:%M:%SZ") for name in ("since", "until"))
     assert calendar.timegm(until_) - calendar.timegm(since) == 600
     assert item == {
@@ -104,9 +110,10 @@ def test_what_is_listed_of_a_source(server: Controlled) -> None:
 
 def test_a_source_added_by_hand_is_dropped_until_it_is_removed(server: Controlled) -> None:
     guest, _ = server.handshake("127.0.0.2")
+    begun = time.monotonic()
     (added,) = server.ask("bans.add", source="127.0.0.2", seconds=60, reason="seen at the gate")
     assert (added["source"], added["reason"], added["note"]) == ("127.0.0.2", "operator", "seen at the gate")
-    assert 59 < added["ends_in_s"] <= 60
+    assert is_left(added["ends_in_s"], 60, begun)
     with pytest.raises(ConnectionResetError):
         guest.recv(1)
     assert server.is_dropped("127.0.0.2")
@@ -236,7 +243,8 @@ def test_a_request_in_pieces_is_answered_once_it_is_whole(server: Controlled) ->
 def test_a_line_that_is_too_long_is_refused_and_ends_the_connection(server: Controlled, size: int) -> None:
     with server.open() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        client.sendall(b"x" * size)
+        with suppress(BrokenPipeError):  # refused before all of it was sent
+            client.sendall(b"x" * size)
         (line,) = answer(client)
         assert line["error"].startswith(f"a request of over {MAX_REQUEST} bytes: it must be one JSON object a line")
         assert ended(client) == b""
@@ -277,6 +285,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_costs_one_piece(tmp_path:
         assert len(server.sources()) == MANY
         assert server.ask("status")[0]["table"]["running"] == MANY
         assert not server.is_dropped("127.0.0.5")
+        until("who was answered to be gone", lambda: len(server.control._clients) == len(deaf))
         assert all(client.busy for client in server.control._clients.values())
         assert all(len(client._out) < 300 * asking.PIECE for client in server.control._clients.values())
         for client in deaf:
@@ -409,11 +418,11 @@ def test_a_failure_of_our_own_ends_that_client_alone(server: Controlled, monkeyp
 def test_without_descriptors_a_client_waits_is_looked_at_once_a_second_and_answered_when_there_are_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries: list[float] = []
+    tries: list[bool] = []
     accept = Control._accept
 
     def noting_accept(control: Control, readable: bool, writable: bool) -> None:
-        tries.append(time.monotonic())
+        tries.append(readable)
         accept(control, readable, writable)
 
     monkeypatch.setattr(Control, "_accept", noting_accept)
@@ -421,10 +430,12 @@ def test_without_descriptors_a_client_waits_is_looked_at_once_a_second_and_answe
         honest = server.handshake("127.0.0.3")
         client.settimeout(10)
         with no_descriptors():
+            begun = time.monotonic()
             client.connect(str(server.path))
             client.sendall(b'{"do":"status"}\n')
-            until("three tries", lambda: len(tries) == 3)  # the first may be just before a tick
-            assert tries[2] - tries[1] > 0.5
+            until("three tries", lambda: len(tries) >= 3)
+            count = len(tries)
+            assert count <= time.monotonic() - begun + 2.5  # the first may be just before a tick
             assert is_open(server, *honest)
         assert answer(client)[0]["end"] is True
 
@@ -470,6 +481,18 @@ def p99(times: list[float]) -> float:
     return sorted(times)[len(times) * 99 // 100]
 
 
+def waited(thread: int | str) -> float:
+    """How long a thread, by its id, has waited for a processor that others had, s (proc_pid_schedstat(5))."""
+    return int(Path(f"/proc/{thread}/schedstat").read_text().split()[1]) / 1e9
+
+
+def ping(pinger: Client, server: Process) -> float:
+    """How long it takes, s, but for what this machine's other work delays it: client and server."""
+    before = waited("thread-self") + waited(server.pid)
+    seconds = pinger.ping().seconds
+    return seconds - (waited("thread-self") + waited(server.pid) - before)
+
+
 def test_50000_time_outs_are_listed_without_delaying_a_ping_by_5_ms(tmp_path: Path) -> None:
     """In one of some lists, since other work on this machine delays pings by itself: a list that does would in all."""
     saved_time_outs(tmp_path / "data", MANY)
@@ -480,12 +503,12 @@ def test_50000_time_outs_are_listed_without_delaying_a_ping_by_5_ms(tmp_path: Pa
         client.setblocking(False)
         with Client("127.0.0.1", server.port, key=public) as pinger:
             for _ in range(20):
-                before.append(p99([pinger.ping().seconds for _ in range(500)]))
+                before.append(p99([ping(pinger, server) for _ in range(500)]))
                 times: list[float] = []
                 received = bytearray()
                 client.send(b'{"do":"bans.list"}\n')
                 while not received.endswith(b'"running":50000}\n'):
-                    times.append(pinger.ping().seconds)
+                    times.append(ping(pinger, server))
                     with suppress(BlockingIOError):
                         received += client.recv(1 << 20)
                 assert received.count(b"\n") == MANY + 1

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from tt.state_file import StateFileError
 NS = 10**9
 KILLS = int(os.environ.get("FAULTS_KILLS", "5"))
 SANITIZED = os.environ.get("TT_BUILD") == "asan"
-# The clients of a test come from one source.
-FREE = {"TT_HELLO_RATE": "100000", "TT_HELLO_BURST": "1000", "TT_IDLE_BEFORE_LOGIN": "2"}
+# The clients of a test come from one source.  Idle is longer than a busy machine lets a client wait for its next turn.
+FREE = {"TT_HELLO_RATE": "100000", "TT_HELLO_BURST": "1000", "TT_IDLE_BEFORE_LOGIN": "8"}
 
 
 def ask(server: Process, *words: str) -> Any:
@@ -64,23 +64,29 @@ def is_timed_out(server: Process, source_: str = "127.0.0.1") -> bool:
 def test_20000_silent_connections_of_400_sources_keep_out_nobody_honest_and_stop_no_work(
     tmp_path: Path,
 ) -> None:
-    options = {"TT_SAVE_INTERVAL": "1", "TT_HELLO_DEADLINE": "120"}
+    options = {"TT_SAVE_INTERVAL": "1", "TT_HELLO_DEADLINE": "300"}
     with Process(tmp_path, environ=options) as server, pinging(server) as pings:
-        crowds = [Crowd(server.port, first, 100, 5000, does="silent") for first in range(0, 400, 100)]
-        for crowd in crowds:
-            crowd.await_line()
-        places = int(server.await_line(r"started .*connections=(\d+)")[1])
-        status = ask(server, "status")[0]
-        assert status["connections"]["new"] >= min(places, 20_000) - 10  # who pings has a place too
-        assert server.ping(count=20).returncode == 0
-        with client(server, "127.0.0.7", timeout=LONG) as newcomer:
-            newcomer.ping()
-        server.time_out("127.0.0.9")
-        until("a save", (tmp_path / "data/timeouts").exists)
-        assert list(bans(server)) == ["127.0.0.9"]
-        for crowd in crowds:
-            crowd.__exit__(None, None, None)
-        until("an empty server", lambda: ask(server, "status")[0]["connections"]["new"] == 0)
+
+        def silent() -> int:
+            return int(ask(server, "status")[0]["connections"]["new"])
+
+        with ExitStack() as started:
+            crowds = [
+                started.enter_context(Crowd(server.port, first, 100, 5000, does="silent"))
+                for first in range(0, 400, 100)
+            ]
+            for crowd in crowds:
+                crowd.await_line()
+            places = int(server.await_line(r"started .*connections=(\d+)")[1])
+            # The last of them may still be in the backlog.  Who pings has a place too.
+            until("all that have a place", lambda: silent() >= min(places, 20_000) - 10, 60)
+            assert server.ping(count=20).returncode == 0
+            with client(server, "127.0.0.7", timeout=LONG) as newcomer:
+                newcomer.ping()
+            server.time_out("127.0.0.9")
+            until("a save", (tmp_path / "data/timeouts").exists)
+            assert list(bans(server)) == ["127.0.0.9"]
+        until("an empty server", lambda: silent() == 0, 60)
         assert server.ping().returncode == 0
     assert max(pings) < LONG
 
@@ -110,7 +116,7 @@ def test_a_call_that_fails_now_and_then_costs_its_connection_alone(
 def fails(server: Process) -> bool:
     """Whether an honest client that comes, pings and goes met an error."""
     try:
-        with client(server, timeout=2) as visitor:
+        with client(server, timeout=LONG) as visitor:
             for _ in range(3):
                 visitor.ping()
     except TapeTrackError:
@@ -254,7 +260,7 @@ def test_a_step_of_the_wall_clock_neither_ends_nor_lengthens_a_running_time_out(
 
 
 @pytest.mark.parametrize(
-    ("step", "left"), [(300, (290, 300)), (-86400, (590, 600)), (86400, None), (20 * 365 * 86400, None)],
+    ("step", "left"), [(300, (200, 300)), (-86400, (500, 600)), (86400, None), (20 * 365 * 86400, None)],
     ids=["5 minutes on", "a day back", "a day on", "20 years on"],
 )  # fmt: skip
 def test_a_saved_table_read_under_another_wall_clock_holds_nobody_longer_than_he_had_left(
@@ -304,7 +310,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_and_harms_no_later_one(tmp_
         with suppress(subprocess.TimeoutExpired):
             process.wait(dice.uniform(0, 1.1 * length))
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        _, log = process.communicate(timeout=60)  # one that came early is heard when all of the start is done
         assert process.returncode in (0, -signal.SIGTERM), log
         assert "Traceback" not in log
     with Process(tmp_path) as again:
@@ -323,7 +329,8 @@ def test_after_each_kill_9_the_server_starts_with_the_bans_of_the_last_save(tmp_
             server.time_out(f"127.1.{number // 250}.{1 + number % 250}")
             assert server.ping().returncode == 0
             until("a save", lambda b=before: file.exists() and file.stat().st_mtime_ns != b)
-            server.send_http("127.2.0.1")  # under way: perhaps in the next save, perhaps not
+            # Under way: perhaps in the next save, perhaps not; then its source is timed out in the next round.
+            server.send_http(f"127.2.{number // 250}.{1 + number % 250}")
             threading.Event().wait(dice.uniform(0, 0.05))
             server.kill()
         table = TimeoutTable(65536)
@@ -358,7 +365,8 @@ def test_a_kill_9_at_any_moment_of_a_save_leaves_the_old_table_or_the_new_one(tm
         said += process.communicate()[0]
         acknowledged = int(said.split()[-1])
         table = TimeoutTable(65536)
-        assert timeouts.load(file, table, 1, time.time_ns()) in (acknowledged, acknowledged + 200)
+        expected = (acknowledged, min(acknowledged + 200, 65536))  # as many as it holds, where the kill came late
+        assert timeouts.load(file, table, 1, time.time_ns()) in expected
 
 
 def test_no_damaged_file_keeps_the_server_from_its_start(tmp_path: Path) -> None:
@@ -366,7 +374,7 @@ def test_no_damaged_file_keeps_the_server_from_its_start(tmp_path: Path) -> None
         server.time_out("127.0.0.9")
     file = tmp_path / "data/timeouts"
     whole = file.read_bytes()
-    for damaged in (whole[:-1], whole[:40] + b"\xff" + whole[41:], b""):
+    for damaged in (whole[:-1], whole[:40] + bytes([whole[40] ^ 0xFF]) + whole[41:], b""):
         file.write_bytes(damaged)
         with Process(tmp_path) as again:
             again.await_line("time-outs not restored, starting with none")

@@ -56,7 +56,7 @@ def test_a_scanner_is_served_timed_out_silent_and_served_again_in_both_families(
     for path, size in ((MAP, 4), (MAP6, 16)):
         lab.host.run(*CREATE.format(path, size).split())
     map4, map6 = lab.open_map(MAP), lab.open_map(MAP6)
-    with lab.serve("-B", MAP, "-B", MAP6, "--timeout", "6") as server:
+    with lab.serve("-B", MAP, "-B", MAP6, "--timeout", "8") as server:
         assert lab.note_programs(server)
         for source, colleague, other in ((A, A, B), (NEAR, NEAR_TOO, FAR)):
             assert lab.meet(server, source) == "served"
@@ -69,7 +69,7 @@ def test_a_scanner_is_served_timed_out_silent_and_served_again_in_both_families(
         listed = lab.tt(server, "bans", "list")
         assert re.search(r"^10\.55\.0\.2 +not_protocol +\S+Z +0:0\d +0 +0 yes +HTTP request$", listed, re.M), listed
         assert re.search(r"^2001:db8:a::/64 +not_protocol .* yes +HTTP request$", listed, re.M), listed
-        until("the end of both", lambda: not map4.entries() and not map6.entries())
+        until("the end of both", lambda: not map4.entries() and not map6.entries(), 30)
         assert [lab.meet(server, source) for source in (A, NEAR)] == ["served", "served"]
 
         lab.misbehave(server, B)
@@ -115,9 +115,9 @@ def test_after_kill_9_nobody_is_blocked_past_his_end_and_the_next_start_reconcil
         with lab.serve("-B", MAP, "--timeout", "6") as server:
             lab.note_programs(server)
             lab.note_programs(other)
+            lab.tt(server, "bans", "add", B, "--for", "60")
             began = time.monotonic_ns()
             lab.misbehave(server, A)
-            lab.tt(server, "bans", "add", B, "--for", "60")
             server.kill()
         end = end_of(one.lookup(v4(A)))
         assert began + 6e9 <= end <= time.monotonic_ns() + 6e9 + (1e9 if size == 4 else 0)
@@ -137,14 +137,13 @@ def test_after_kill_9_nobody_is_blocked_past_his_end_and_the_next_start_reconcil
 @pytest.mark.parametrize("size", [4, 8])
 def test_a_program_that_tests_presence_alone_lets_everybody_in_within_20_ms_of_his_end(lab: Lab, size: int) -> None:
     one = lab.make_map(value=size)
-    overdue: list[float] = []  # the latest of each round: other work on this machine may delay some
+    overdue: list[float] = []  # the latest of each round, with the asking: other work on this machine may delay some
     with lab.serve("-B", MAP) as server:
-        while not overdue or (min(overdue) >= 0.02 and len(overdue) < 10):
-            answers = lab.ask(server, *({"do": "bans.add", "source": source, "seconds": 1} for source in (A, B, C)))
-            now = time.monotonic()
-            ends = [now + answer["ends_in_s"] for answer in answers]
+        while not overdue or (min(overdue) >= 0.02 and len(overdue) < 30):
+            began = time.monotonic()
+            lab.ask(server, *({"do": "bans.add", "source": source, "seconds": 1} for source in (A, B, C)))
             until("the end of the entries", lambda: not any(one.lookup(v4(source)) for source in (A, B, C)))
-            overdue.append(time.monotonic() - min(ends))
+            overdue.append(time.monotonic() - began - 1)
     assert min(overdue) < 0.02, overdue
 
 
@@ -181,14 +180,14 @@ def test_a_preloaded_source_that_misbehaves_stays_preloaded(lab: Lab) -> None:
     entries = {v4(A): bytes(4), v4(B): seconds(40 * DAY)}
     for key, value in entries.items():
         one.update(key, value)
-    with lab.serve("-B", MAP, "--no-listener-filter", "--timeout", "4") as server:
+    with lab.serve("-B", MAP, "--no-listener-filter", "--timeout", "8") as server:
         for source in (A, B):
             lab.misbehave(server, source)
             assert lab.meet(server, source) == "closed"
             answer = lab.tt(server, "bans", "remove", source, code=1)
             assert f"1 time-out lifted\ntt: {source} is still dropped by an entry of {MAP}" in answer
             lab.misbehave(server, source)
-        until("the end of both", lambda: lab.ask(server, {"do": "status"})[0]["table"]["running"] == 0)
+        until("the end of both", lambda: lab.ask(server, {"do": "status"})[0]["table"]["running"] == 0, 30)
         assert dict(one.entries()) == entries
         assert f"{A} is not timed out; its earlier" in lab.tt(server, "bans", "remove", A, code=1)
     assert dict(one.entries()) == entries
@@ -196,7 +195,7 @@ def test_a_preloaded_source_that_misbehaves_stays_preloaded(lab: Lab) -> None:
 
 def test_a_map_changed_by_hand_meanwhile_is_the_operators_word(lab: Lab) -> None:
     one = lab.make_map()
-    with lab.serve("-B", MAP, "--timeout", "5", "--no-listener-filter") as server:
+    with lab.serve("-B", MAP, "--timeout", "8", "--no-listener-filter") as server:
         for source in (A, B, C):
             lab.misbehave(server, source)
         one.delete(v4(A))
@@ -211,7 +210,7 @@ def test_a_map_changed_by_hand_meanwhile_is_the_operators_word(lab: Lab) -> None
         assert end_of(one.lookup(v4(A))) > time.monotonic_ns() + 50e9
         lab.tt(server, "bans", "remove", A)
         lab.tt(server, "bans", "remove", C, code=1)
-        until("the end of B", lambda: lab.meet(server, B) == "served")
+        until("the end of B", lambda: lab.meet(server, B) == "served", 30)
         assert dict(one.entries()) == {v4(B): bytes(4), v4(C): foreign}
 
 
@@ -236,6 +235,7 @@ def test_two_servers_on_one_map_each_remove_their_own(lab: Lab, tmp_path: Path) 
 
 def test_5000_time_outs_in_a_map_of_1024_are_all_kept_by_the_server(lab: Lab) -> None:
     one = lab.make_map()
+    began = time.monotonic()
     with lab.serve("-B", MAP) as server:
         lab.misbehave(server, A)
         sources = [f"192.0.{2 + i // 250}.{i % 250}" for i in range(5000)]
@@ -251,12 +251,15 @@ def test_5000_time_outs_in_a_map_of_1024_are_all_kept_by_the_server(lab: Lab) ->
         assert re.search(
             r"IPv4, hash, values of 4 bytes, 1024 of 1024 entries, 3978 missing, errors: E2BIG 3978$", status, re.M
         )
-        (line,) = re.findall(r".*kernel map full.*", server.log)
+        line, *more = re.findall(r".*kernel map full.*", server.log)
+        assert len(more) <= (time.monotonic() - began) / 60, "it is said once a minute"
         assert f"the server still closes these sources map={MAP} size=1024 error=E2BIG" in line
         assert sum(item["in_kernel"] for item in lab.bans(server).values()) == 1024
-        # Room is used: what is missing is tried again.
+        # Room is used: what is missing is tried again, once a second, so perhaps before `tt` has ended.
+        lifted = {v4(source) for source in sources[:500]}
+        assert len(lifted & {key for key, _ in one.entries()}) == 500
         assert "500 time-outs lifted" in lab.tt(server, "bans", "remove", "192.0.2.0/23")
-        assert len(one.entries()) < 1024
+        assert not lifted & {key for key, _ in one.entries()}
         until("those that are missing to follow", lambda: len(one.entries()) == 1024)
 
 

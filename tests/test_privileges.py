@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def status(process: Process) -> dict[str, list[str]]:
     fields = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
     found = []
     for path in Path(f"/proc/{process.pid}/task").glob("*/status"):
-        rows = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        found.append({name: rows[name].split() for name in fields})
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that saved, and has ended meanwhile
+            rows = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            found.append({name: rows[name].split() for name in fields})
     assert all(one == found[0] for one in found)
     return found[0]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from netns import HOST as HOST_ADDRESS
 from netns import MAP, NEIGHBOURS, PORT, Lab
 from process import need, plain_environment
+from test_core_close import expire, in_the_loop, reconfigure, seconds, unacknowledged
 
 from tt import config
 from tt._core import judge_proxy_header
@@ -197,13 +198,16 @@ def test_a_proxys_own_connection_is_served_and_never_timed_out(proxied):
 
 
 def test_a_header_that_does_not_end_in_time_is_the_proxys_fault_and_silence_is_nobodys(run_server):
-    server = run_server(proxy_from=[f"{BEHIND}/32"], hello_deadline="1s")
-    assert ended(send(server, SIGNATURE)) == b""
+    server = run_server(proxy_from=[f"{BEHIND}/32"], hello_deadline="60s")
+    peers = [send(server, data) for data in (SIGNATURE, b"", proxy_header("192.0.2.6") + b"T")]
+    until("they are there", lambda: server.counters()["connections"]["new"] == 3)
+    until("what is begun", lambda: server.server.waiting()["partial_frames"] == 2)
+    reconfigure(server, hello_deadline=1.0)
+    assert [ended(peer) for peer in peers] == [b""] * 3
     server.await_closed("bad_proxy")
-    assert ended(send(server, b"")) == b""
     server.await_closed("silent")
-    assert ended(send(server, proxy_header("192.0.2.6") + b"T")) == b""
     assert server.await_timed_out("192.0.2.6")["reason"] == "stalled"
+    assert len(server.events.of("timed out")) == 1
 
 
 def test_connections_count_as_the_clients_and_not_as_the_proxys(run_server):
@@ -212,20 +216,28 @@ def test_connections_count_as_the_clients_and_not_as_the_proxys(run_server):
     until("20 connections", lambda: server.counters()["connections"]["new"] == 20)
     assert ended(send(server, proxy_header("192.0.2.0"))) == b""
     server.await_closed("too_many")
-    assert server.server.waiting()["sources"] == 10
+    until("10 sources", lambda: server.server.waiting()["sources"] == 10)
     waiting[0].sendall(HTTP)  # his other connection goes with him, the other clients' stay
     server.await_timed_out("192.0.2.0")
     until("two connections less", lambda: server.counters()["connections"]["new"] == 18)
 
 
 def test_a_header_that_comes_late_takes_nothing_of_the_clients_time(run_server):
-    server = run_server(proxy_from=[f"{BEHIND}/32"], hello_deadline="1s")
+    server = run_server(proxy_from=[f"{BEHIND}/32"], hello_deadline="60s")
     header, hello = proxy_header("192.0.2.9"), server.hello()[0]
-    late = time.monotonic() + 0.7
-    peer = send(server, header[:12])
-    until("the deadline is near", lambda: time.monotonic() >= late)
+    peer, other = send(server, header[:12]), send(server, header[:12])
+    until("both begun", lambda: server.server.waiting()["partial_frames"] == 2)
+    before = time.monotonic()
+    until("a while", lambda: seconds(before) > 0.5)
+    after = time.monotonic()
     peer.sendall(header[12:] + hello[:20])
-    until("the proxy's deadline is over", lambda: time.monotonic() >= late + 0.5)
+    until("all of it there", lambda: unacknowledged(peer) == 0)
+    server.handshake("127.0.0.3")  # the loop has turned since, and read it
+    until(
+        "the end of the proxy's time",
+        lambda: expire(server, "hello_deadline", before, after) or server.closed("bad_proxy"),
+    )
+    assert ended(other) == b""
     peer.sendall(hello[20:])
     assert read_exactly(peer, 1) == b"T"
 
@@ -255,7 +267,7 @@ def test_strangers_behind_a_proxy_are_no_hint_of_another_one(run_server):
     server = run_server(LOGIN, proxy_from=[f"{BEHIND}/32"], observe=True)
     assert ended(send(server, proxy_header("198.51.100.1") + HTTP)) == b""
     until("said", lambda: server.events.of("would be timed out"))
-    server.server.time_out("203.0.113.1", 10**9)  # and neither is whom somebody times out by hand
+    in_the_loop(server, lambda: server.server.time_out("203.0.113.1", 10**9))  # nor is who is timed out by hand
     assert ended(send(server, HTTP, source="127.0.0.9")) == b""
     for _ in range(ARRIVALS):
         server.handshake("127.0.0.9")
@@ -263,8 +275,8 @@ def test_strangers_behind_a_proxy_are_no_hint_of_another_one(run_server):
 
 
 def test_a_network_of_mapped_addresses_is_that_of_ipv4():
-    settings = config.load(None, {}, {"proxy_from": ["::ffff:10.0.0.5/128", "::ffff:192.0.2.0/120", "::/0"]})
-    assert [str(network) for network in settings.proxy_from] == ["10.0.0.5/32", "192.0.2.0/24", "::/0"]
+    loaded = config.load(None, {}, {"proxy_from": ["::ffff:10.0.0.5/128", "::ffff:192.0.2.0/120", "::/0"]})
+    assert [str(network) for network in loaded.proxy_from] == ["10.0.0.5/32", "192.0.2.0/24", "::/0"]
 
 
 def test_a_session_knows_the_client(proxied):
@@ -282,17 +294,21 @@ def test_a_reload_changes_whose_headers_count(run_server):
     server = run_server()
     assert not shake(server, "192.0.2.7")
     server.await_timed_out(BEHIND)
-    settings = config.load(None, {}, {"listen": [f"{HOST}:0"], "proxy_from": [f"{BEHIND}/32"]})
-    server.server.configure(settings, ())
+    changed = config.load(None, {}, {"listen": [f"{HOST}:0"], "proxy_from": [f"{BEHIND}/32"]})
+    in_the_loop(server, lambda: server.server.configure(changed, ()))
     assert shake(server, "192.0.2.7")  # though his own time-out runs: a proxy is not looked up
 
 
 def test_what_was_learnt_behind_a_proxy_stays_so_in_a_saved_table(proxied):
     assert ended(send(proxied, proxy_header("192.0.2.8") + HTTP)) == b""
     proxied.await_timed_out("192.0.2.8")
-    dump = proxied.table.dump(0)
-    proxied.table.remove("192.0.2.8")
-    proxied.table.load(dump, 0)
+
+    def restart() -> None:
+        dump = proxied.table.dump(0)
+        proxied.table.remove("192.0.2.8")
+        proxied.table.load(dump, 0)
+
+    in_the_loop(proxied, restart)
     assert proxied.table.find("192.0.2.8", 0).proxied
 
 

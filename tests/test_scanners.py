@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import HOST, until
 from process import TT, Process, need, netns, plain_environment
 
-PATIENCE = 60  # s: longer than any of them takes, an nmap that gives up on silence included
+PATIENCE = 180  # s: longer than any of them takes, an nmap that gives up on silence included
 
 SOAP = (
     '<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'

@@ -38,6 +38,7 @@ def test_it_is_what_json_can_hold_and_counts_only_grow(server: Measured) -> None
     assert json.loads(json.dumps(first)) == first
     server.ask("bans.add", source="192.0.2.1")
     server.handshake()
+    server.ask("status")  # answered in a later turn of the loop: what came before is counted
     second = server.status.take()
     assert set(first) == set(second)
     grown = {name: second[name] - first[name] for name in ("accepted", "handshakes", "frames", "timeouts_lifted")}
@@ -61,10 +62,17 @@ def test_the_process_is_what_proc_says() -> None:
     lines = Path("/proc/self/status").read_text()
     in_ram = int(re.search(r"VmRSS:\s+(\d+) kB", lines)[1]) * 1024  # type: ignore[index]
     assert process["rss_bytes"] == pytest.approx(in_ram, rel=0.2)
-    assert process["threads"] == int(re.search(r"Threads:\s+(\d+)", lines)[1])  # type: ignore[index]
     assert process["cpu_seconds"] == pytest.approx(sum(os.times()[:2]), rel=0.2)
     if process["descriptors"] is not None:
         assert process["descriptors"] == len(os.listdir("/proc/self/fd")) - 1  # that of the listing
+
+    def agree() -> bool:
+        """A thread of an earlier test may just leave the kernel, after it was joined."""
+        seen = re.search(r"Threads:\s+(\d+)", Path("/proc/self/status").read_text())
+        now = status.process()
+        return now is not None and seen is not None and now["threads"] == int(seen[1])
+
+    until("as many threads", agree)
 
 
 def test_without_proc_there_is_all_but_the_process(server: Measured, monkeypatch: pytest.MonkeyPatch) -> None:

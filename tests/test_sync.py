@@ -346,7 +346,7 @@ def test_a_volume_on_its_way_is_neither_called_back_nor_asked_again() -> None:
 
 def test_the_inventory_of_the_examples_is_10000_good_lines() -> None:
     made = subprocess.run(
-        [sys.executable, EXAMPLES / "make_inventory.py"], capture_output=True, check=True, timeout=30
+        [sys.executable, EXAMPLES / "make_inventory.py"], capture_output=True, check=True, timeout=120
     ).stdout
     mapped = read_mapping(EXAMPLES / "inventory.toml")
     found = list(read_inventory(open_text(io.BytesIO(made), mapped), mapped))

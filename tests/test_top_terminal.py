@@ -23,7 +23,7 @@ from harness import PATIENCE, until
 from process import TT, Process, need
 
 from tt import cli
-from tt.cli import output
+from tt.cli import output, top_terminal
 from tt.cli.top import sample
 from tt.cli.top_model import KEPT, PER_SAMPLE, Model
 from tt.cli.top_terminal import ENTER, LEAVE, Terminal
@@ -99,6 +99,25 @@ def test_a_character_that_comes_in_two_parts_is_one(at_pty: Pty, terminal: Termi
     assert list(terminal.events(1)) == []
     at_pty.type("\u00e9".encode()[1:])
     assert keys_of(terminal, 1) == ["\u00e9"]
+
+
+@pytest.mark.parametrize("first", [b"\x1b", b"\x1b[", b"\x1b[5"])
+def test_a_sequence_that_comes_in_two_parts_is_one_key(
+    at_pty: Pty, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    monkeypatch.setattr(top_terminal, "ESCAPE_WAIT", PATIENCE)
+    read = terminal._read
+
+    def read_and_type() -> bytes:
+        """The second part comes after the first was read."""
+        monkeypatch.setattr(terminal, "_read", read)
+        data = read()
+        at_pty.type(b"\x1b[5~"[len(first) :])
+        return data
+
+    monkeypatch.setattr(terminal, "_read", read_and_type)
+    at_pty.type(first)
+    assert keys_of(terminal, 1) == ["pageup"]
 
 
 def test_only_changed_lines_are_painted_and_all_at_once(at_pty: Pty, terminal: Terminal) -> None:

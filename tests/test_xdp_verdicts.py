@@ -165,7 +165,7 @@ class Lab:
         key = struct.pack("=I", bits) + packed if one.kind == "lpm_trie" else packed
         one.update(key, value.to_bytes(one.value_size, "little"))
 
-    def time_out(self, source: str, seconds: float = 100) -> None:
+    def time_out(self, source: str, seconds: float = 3600) -> None:
         one = self.maps[ip_address(source).version]
         end = time.monotonic_ns() + int(seconds * SECOND)
         self.write(source, -(-end // SECOND) if one.value_size == 4 else end)

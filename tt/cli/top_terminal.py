@@ -38,7 +38,7 @@ ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 LEAVE = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 BEGIN_UPDATE, END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"  # to be shown at once; others ignore it
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ESCAPE_WAIT = 0.05  # s: what follows an escape later than this is no part of its sequence
+ESCAPE_WAIT = 0.05  # s: what follows the beginning of a sequence later than this is no part of it
 WAKE = 0  # a byte into the pipe that is no signal's number
 CODES = {
     "A": "up", "B": "down", "H": "home", "F": "end", "1~": "home", "4~": "end", "7~": "home", "8~": "end",
@@ -50,6 +50,7 @@ CONTROLS = {
 }  # fmt: skip
 # A control sequence, of which what follows "\x1b[" or "\x1bO", or else one character.
 KEY = re.compile(r"\x1b[\[O]([0-?]*[ -/]*[@-~])|(.)", re.DOTALL)
+BEGUN = re.compile(rb"\x1b(?:[\[O][0-?]*[ -/]*)?\Z")  # the same where a read has cut it, as a packet of SSH may
 
 
 class Terminal:
@@ -143,8 +144,8 @@ class Terminal:
 
     def _keys(self) -> Iterator[str | signal.Signals]:
         data = self._read()
-        if data.endswith(b"\x1b") and select.select([self._in], [], [], ESCAPE_WAIT)[0]:
-            data += self._read()
+        while BEGUN.search(data) and select.select([self._in], [], [], ESCAPE_WAIT)[0] and (more := self._read()):
+            data += more
         if not data:
             yield signal.SIGHUP
         for match in KEY.finditer(self._decoder.decode(data)):
