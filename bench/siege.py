@@ -128,7 +128,7 @@ def _ours(stack: ExitStack, options: tuple[object, ...]) -> Honest:
 def _kinds(report: Report, stack: ExitStack) -> dict[str, tuple[object, ...]]:
     """Our server without and, where that can be had, with the listener filter: its options.
 
-    Its table has room for who attacks: else whose time-out is the shortest gives way to the next, and is never kept out.
+    Its table has room for who attacks: else the shortest time-out gives way to the next, and keeps nobody out.
     """
     room = ("--table-size", 2 * SOURCES)
     kinds: dict[str, tuple[object, ...]] = {"ours": room}
