@@ -12,7 +12,7 @@ from fcntl import F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tt import log
@@ -283,7 +283,6 @@ def test_a_warning_of_a_library_is_a_line_too(start: Start, pipe: tuple[int, int
     assert os.read(pipe[0], 4096).endswith(b" warning bad \\u2603\n")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine that stalls is no fault of ours
 @given(st.binary(max_size=200))
 def test_a_peers_bytes_become_short_plain_text(first: bytes) -> None:
     text = log.escape(first)
