@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from tt import config, keys, log
 from tt.bpf import Map
+from tt.guard import EXEMPT_FILE, HISTORY_FILE
 
 CAP_BPF = 39
 PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 8, 24, 38, 47, 4
@@ -31,8 +32,8 @@ LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 FULL = (errno.E2BIG, errno.ENOSPC)
 # The files of a data directory; root's own are handed over with it.
 FILES = (
-    keys.PRIVATE_FILE, keys.OLD_FILE, keys.PUBLIC_FILE, "timeouts", "timeouts.new", "exempt", "exempt.new",
-    "ban-history", "ban-history.new", config.CONTROL_SOCKET,
+    keys.PRIVATE_FILE, keys.OLD_FILE, keys.PUBLIC_FILE, "timeouts", "timeouts.new", config.CONTROL_SOCKET,
+    EXEMPT_FILE, f"{EXEMPT_FILE}.new", HISTORY_FILE, f"{HISTORY_FILE}.new",
     "tapetrack.db", "tapetrack.db-wal", "tapetrack.db-shm", "first-password",
 )  # fmt: skip
 RIGHTS = "to become another user the server needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP: start it as root"

@@ -95,7 +95,7 @@ def blank_line() -> None:
 
 def json_line(value: Mapping[str, object]) -> None:
     """Print one JSON object (RFC 8259) on a line of its own."""
-    lines([_without_delete(json.dumps(value))])
+    _put(sys.stdout, _without_delete(json.dumps(value)) + "\n")  # escapes all that is not ASCII
 
 
 def lines(texts: Iterable[str]) -> None:
